@@ -1,0 +1,3 @@
+//! The `trivet` binary: wires the crates together and talks to people.
+
+fn main() {}

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod message;
 pub mod record;
 pub mod recorder;
+pub mod time;
 
 pub use checksum::Checksum;
 pub use entry::{Batch, Entry, EntryError, Op};
@@ -21,3 +22,4 @@ pub use ids::{
 };
 pub use record::{MemberInfo, MemberKind, Record, RecordVersion};
 pub use recorder::{NullRecorder, Recorder};
+pub use time::Now;

@@ -3,7 +3,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test deny clean
+.PHONY: help build check test bench deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,10 @@ check: ## Formatting and lints, as CI has them
 
 test: ## Everything that a change must pass (says first how long; YES=1 installs what is missing unasked)
 	@scripts/test
+
+bench: build ## Measure a volume beside its limits (a plain file so far; QUICK=1 for the short form)
+	@mkdir -p var
+	target/release/trivet bench volume --plain var/bench.img $(if $(QUICK),--quick)
 
 deny: ## Advisories, licences, sources of the dependencies (needs cargo-deny and the network)
 	@command -v cargo-deny >/dev/null || { \

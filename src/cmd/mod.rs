@@ -1,5 +1,6 @@
 //! The commands, one file each. A command is listed here when it works, not before.
 
+mod bench;
 mod limits;
 
 use clap::{Parser, Subcommand};
@@ -24,6 +25,9 @@ pub struct Cli {
 /// What can be asked.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Measure, beside what the disk and the network would allow
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Show every fixed limit: name, value, unit, what it bounds
     Limits,
 }
@@ -34,6 +38,7 @@ pub enum Command {
 /// What to tell the person who asked.
 pub fn run(command: Command, output: Format) -> Result<(), CliError> {
     match command {
+        Command::Bench(args) => bench::run(args, output),
         Command::Limits => limits::run(output),
     }
 }

@@ -59,6 +59,8 @@ enum Step {
 const FETCH_BYTES: u32 = 4 << 20;
 /// Asked again this often while answers are missing.
 const ASK_AGAIN: Millis = Millis(100);
+/// A member that has not accepted the claim of a serving upstairs is asked again this often.
+const CLAIM_AGAIN: Millis = Millis(200);
 /// A claim, leveling or settling that does not get on is started over after this.
 const STEP_PATIENCE: Millis = Millis(1500);
 
@@ -87,6 +89,30 @@ impl Upstairs {
             },
         });
         self.ask_everybody(now);
+    }
+
+    /// Claims the next number while serving: see [`super::reign`].
+    pub(super) fn activate_again(&mut self, now: Now) {
+        let options = ActivateOptions {
+            claim: self.generation.claim.wrapping_add(1 << 32),
+            wait_for_lease: true,
+            patience: self.config.limits.lapse_patience,
+            accept_data_loss: false,
+        };
+        for peer in &mut self.peers {
+            peer.fenced = None;
+        }
+        let step = Step::Asking {
+            since: now,
+            last_ask: now,
+        };
+        self.phase = Phase::Activating(Activation {
+            options,
+            began: now,
+            attempt: 0,
+            step,
+        });
+        self.start_over(now);
     }
 
     fn ask_everybody(&mut self, now: Now) {
@@ -136,6 +162,10 @@ impl Upstairs {
         self.phase = Phase::Idle;
         self.record = None;
         self.pending = None;
+        if self.renewing {
+            // It served before: whoever waits must be told.
+            self.stop(error.to_string());
+        }
         self.out.push(Effect::Activated(Err(error)));
     }
 
@@ -278,6 +308,19 @@ impl Upstairs {
         if self.peer(link).up && self.peer(link).member.is_some() && !self.peer(link).granted {
             let node = self.config.node.clone();
             self.ask(now, link, Ask::Claim, &Request::Claim { node });
+        }
+    }
+
+    /// Members that are there and have not accepted our claim (an earlier holder's promise ran
+    /// on there, say) are asked again.
+    pub(super) fn claim_late_ones(&mut self, now: Now) {
+        for link in self.links() {
+            let peer = self.peer_mut(link);
+            let late = peer.up && !peer.granted && peer.fenced.is_none();
+            if late && now.since(peer.claimed) >= CLAIM_AGAIN.duration() {
+                peer.claimed = now;
+                self.claim_one(now, link);
+            }
         }
     }
 
@@ -510,6 +553,8 @@ impl Upstairs {
     /// The record is settled: serve.
     pub(super) fn activated(&mut self, now: Now) {
         self.phase = Phase::Active;
+        self.renewing = false;
+        self.lapsed_since = None;
         self.last_sync = now;
         for peer in &mut self.peers {
             peer.progress = now;
@@ -524,6 +569,9 @@ impl Upstairs {
             in_sync,
         });
         self.out.push(Effect::Activated(Ok(self.generation)));
+        for effect in std::mem::take(&mut self.withheld) {
+            self.complete(now, effect);
+        }
         // Replicas that accepted the claim but are not in the set are brought in now.
         let rest: Vec<_> = self
             .links()

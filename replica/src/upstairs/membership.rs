@@ -259,6 +259,7 @@ impl Upstairs {
     }
 
     pub(super) fn tick_membership(&mut self, now: Now) {
+        self.claim_late_ones(now);
         if self.pending.is_none() {
             self.consider_shrink(now);
         }

@@ -61,6 +61,8 @@ const FETCH_BYTES: u32 = 4 << 20;
 const ASK_AGAIN: Millis = Millis(100);
 /// A member that has not accepted the claim of a serving upstairs is asked again this often.
 const CLAIM_AGAIN: Millis = Millis(200);
+/// Where data loss is accepted, replicas that may hold the data are still given this long.
+const FORCE_AFTER: Millis = Millis(1000);
 /// A claim, leveling or settling that does not get on is started over after this.
 const STEP_PATIENCE: Millis = Millis(1500);
 
@@ -231,7 +233,7 @@ impl Upstairs {
         let forced = options.accept_data_loss
             && record.is_majority(&ids)
             && !good.is_empty()
-            && now.since(since) >= self.config.limits.late_member;
+            && now.since(since) >= FORCE_AFTER.duration();
         if !enough && !forced {
             return;
         }
@@ -380,7 +382,7 @@ impl Upstairs {
             .iter()
             .any(|(_, w)| w.data == DataState::Whole(Tail::Unsure));
         let needed = (read_quorum(n) + usize::from(unsure)).min(n);
-        let waited = now.since(since) >= self.config.limits.late_member;
+        let waited = now.since(since) >= FORCE_AFTER.duration();
         let enough = record.is_majority(&ids) && good.len() >= needed;
         let forced =
             options.accept_data_loss && record.is_majority(&ids) && !good.is_empty() && waited;
@@ -717,6 +719,11 @@ impl Upstairs {
                 Some(p) if p.welcome.is_some() => match p.data() {
                     Some(DataState::Mixed(_)) => "is in the middle of a resync".to_owned(),
                     Some(DataState::Damaged) => "is damaged".to_owned(),
+                    Some(DataState::Whole(Tail::Unsure)) => {
+                        "answers, but its log ends in a torn record: one more replica in sync must \
+                         be heard"
+                            .to_owned()
+                    }
                     _ => p.unusable.unwrap_or("answers").to_owned(),
                 },
                 Some(p) => p

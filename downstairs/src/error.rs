@@ -48,7 +48,9 @@ pub enum StoreError {
         checkpointed: Seq,
         trim: Seq,
     },
-    #[error("cannot cut the history back to {to}: operations up to {checkpointed} are in place")]
+    #[error(
+        "cannot cut the history back to {to}: operations up to {checkpointed} are committed or in place"
+    )]
     CutTooFar { to: Seq, checkpointed: Seq },
     #[error("operation {0} is no longer, or not yet, in the log")]
     NotInLog(Seq),

@@ -16,7 +16,7 @@ use super::{Disk, DiskFile, Space};
 /// Slices given to one pwritev; the kernel takes 1024.
 const MAX_SLICES: usize = 512;
 /// Zeros written at once where holes cannot be punched.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A directory of the host.
 pub struct RealDisk {

@@ -287,11 +287,14 @@ fn harden(shared: &Shared, replayed: &Replayed) -> Result<u64> {
         at += now as u64;
         bytes += now as u64;
     }
-    if bytes > 0 {
+    // An earlier process may have created extent files and not come to sync their names.
+    if !shared.head().state().clean {
         shared
             .disk
             .sync_dir(extent::DIR)
             .map_err(|e| StoreError::io("sync", extent::DIR, e))?;
+    }
+    if bytes > 0 {
         shared.log.sync()?;
     }
     Ok(bytes)

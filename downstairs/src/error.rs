@@ -78,6 +78,16 @@ impl StoreError {
         }
     }
 
+    /// A failed sync. Never a mere lack of space, even if that was the reason: what was not synced
+    /// before may be gone.
+    pub fn sync(what: impl Into<String>, source: io::Error) -> StoreError {
+        StoreError::Io {
+            action: "sync",
+            what: what.into(),
+            source,
+        }
+    }
+
     /// Damage found in `what`.
     pub fn corrupt(what: impl Into<String>, why: impl Into<String>) -> StoreError {
         StoreError::Corrupt {

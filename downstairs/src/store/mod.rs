@@ -300,9 +300,10 @@ impl Store {
         }
     }
 
-    /// Notes that the disk can no longer be trusted; hands the error back.
+    /// Notes that the disk can no longer be trusted; hands the error back. A full disk can be:
+    /// the same write is offered again or never counted.
     pub(crate) fn poisoned_by(&mut self, e: StoreError) -> StoreError {
-        if self.poison.is_none() {
+        if self.poison.is_none() && !matches!(e, StoreError::NoSpace { .. }) {
             self.shared.recorder.count("downstairs.store.poisoned", 1);
             self.poison = Some(e.to_string());
         }

@@ -3,4 +3,7 @@
 mod basics;
 mod damage;
 mod model;
+mod offline;
 mod random;
+mod resync;
+mod space;

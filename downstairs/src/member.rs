@@ -133,7 +133,7 @@ impl Member {
 
     fn not_removed(&self) -> Result<(), Refusal> {
         if self.state.removed {
-            return Err(Refusal::Removed(self.state.record.clone()));
+            return Err(Refusal::Removed(Box::new(self.state.record.clone())));
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The upstairs: turns three downstairs into one volume, in one order, behind one writer.
 
+pub mod driver;
 pub mod upstairs;
 pub mod volume;
 

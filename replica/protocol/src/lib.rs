@@ -9,6 +9,7 @@ pub mod checksum;
 pub mod entry;
 pub mod frame;
 pub mod ids;
+pub mod io;
 pub mod limits;
 pub mod message;
 pub mod record;

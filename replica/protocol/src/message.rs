@@ -198,7 +198,7 @@ pub enum Refusal {
     },
     /// The member is no longer a member.
     #[error("this member was removed from the volume")]
-    Removed(Record),
+    Removed(Box<Record>),
     /// Another volume, or another member, lives here.
     #[error("not here: {0}")]
     NotHere(String),

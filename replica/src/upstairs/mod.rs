@@ -681,7 +681,7 @@ impl Upstairs {
             }
             (Refusal::Removed(record), _) => {
                 let record = record.clone();
-                self.on_removed(now, link, record);
+                self.on_removed(now, link, *record);
             }
             (_, Phase::Activating(_)) => self.activation_refused(now, link, &what, refusal),
             _ => match what {

@@ -38,7 +38,7 @@ impl Upstairs {
         self.start_read(now, block, count, wait, Vec::new());
     }
 
-    fn readable(&self, link: LinkId) -> bool {
+    pub(super) fn readable(&self, link: LinkId) -> bool {
         let peer = self.peer(link);
         let in_every_set = |m: MemberId| {
             self.record.as_ref().is_some_and(|r| r.in_sync.contains(&m))

@@ -104,4 +104,29 @@ impl Upstairs {
             members,
         }
     }
+
+    /// What a read from this node's own replica must reflect, if that replica may be read now.
+    pub fn local_reads_from(&self, now: Now) -> Option<Seq> {
+        let link = self.config.local?;
+        let good = self.is_active() && self.lease_valid(now) && self.readable(link);
+        good.then(|| self.last())
+    }
+
+    /// Free bytes and size of the smallest pool beneath the in-sync set.
+    pub fn space(&self) -> (u64, u64) {
+        let pools = || {
+            self.all_sets()
+                .filter_map(|m| self.peer(self.link_of(m)?).welcome.as_ref())
+                .map(|(_, w)| (w.pool_free, w.pool_size))
+        };
+        (
+            pools().map(|p| p.0).min().unwrap_or(0),
+            pools().map(|p| p.1).min().unwrap_or(0),
+        )
+    }
+
+    /// How long callers are kept waiting.
+    pub fn lapse_patience(&self) -> std::time::Duration {
+        self.config.limits.lapse_patience
+    }
 }

@@ -15,19 +15,17 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use trivet_protocol::frame::{Frame, Header, Kind, ReadMeta};
 use trivet_protocol::limits::MAX_READ_BLOCKS;
-use trivet_protocol::message::{
-    self, DataState, Refusal, Reply, Request, Tail, Welcome,
-};
+use trivet_protocol::message::{self, DataState, Refusal, Reply, Request, Tail, Welcome};
 use trivet_protocol::{
     Block, Entry, Generation, GenerationTable, MemberId, MemberKind, Now, Position, Recorder, Seq,
     VolumeId,
 };
 
-use crate::checkpoint::CheckpointJob;
+use crate::checkpoint::{CheckpointJob, Step};
 use crate::error::{Result, StoreError};
 use crate::member::{Member, MemberState, Store as Keep};
 use crate::slots::SlotFile;
-use crate::store::{ReadJob, Store, SyncJob, Synced};
+use crate::store::{Cursor, ReadJob, Store, SyncJob, Synced};
 
 /// One connection from an upstairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -103,7 +101,13 @@ impl Replica {
         now: Now,
         recorder: Arc<dyn Recorder>,
     ) -> Result<Replica> {
-        Ok(Self::new(Keeper::Witness(file), decode_state(state)?, 0, now, recorder))
+        Ok(Self::new(
+            Keeper::Witness(file),
+            decode_state(state)?,
+            0,
+            now,
+            recorder,
+        ))
     }
 
     fn new(
@@ -186,14 +190,19 @@ impl Replica {
 
     /// A frame arrived.
     pub fn frame(&mut self, now: Now, conn: ConnId, frame: Frame, out: &mut Vec<Out>) {
-        let Some(c) = self.conns.get_mut(&conn) else { return };
+        let Some(c) = self.conns.get_mut(&conn) else {
+            return;
+        };
         // Frames of the ordered stream keep their order behind one that waits for room. What
         // keeps the lease alive does not wait.
         if !c.parked.is_empty() && in_order(&frame) {
             c.parked_bytes += frame.wire_len();
             c.parked.push_back(frame);
             if c.parked_bytes > PARKED {
-                out.push(Out::Close(conn, "more was sent than the log has room for".into()));
+                out.push(Out::Close(
+                    conn,
+                    "more was sent than the log has room for".into(),
+                ));
             }
             return;
         }
@@ -207,7 +216,9 @@ impl Replica {
             Kind::Read => self.read_asked(conn, &frame, out),
             Kind::Copy => self.copy(conn, frame),
             Kind::Request => return self.request(now, conn, &frame, out),
-            kind => Err(Refusal::BadRequest(format!("frame {kind:?} is not for a member"))),
+            kind => Err(Refusal::BadRequest(format!(
+                "frame {kind:?} is not for a member"
+            ))),
         };
         if let Err(refusal) = result {
             self.recorder.count("downstairs.refusals", 1);
@@ -217,7 +228,11 @@ impl Replica {
 
     fn reply(&self, conn: ConnId, id: u64, reply: &Reply, out: &mut Vec<Out>) {
         let header = Header::new(Kind::Reply, self.member.state().promise, id);
-        let frame = Frame { header, meta: message::encode(reply), data: Vec::new() };
+        let frame = Frame {
+            header,
+            meta: message::encode(reply),
+            data: Vec::new(),
+        };
         out.push(Out::Send(conn, frame));
     }
 
@@ -229,9 +244,14 @@ impl Replica {
         let store = self.store_mut()?;
         let data = frame.contiguous_data();
         let len = data.len() as u64;
-        let entry =
-            Entry::decode(Seq(header.seq), header.aux, &frame.meta, data, store.blocks())
-                .map_err(|e| Refusal::BadRequest(e.to_string()))?;
+        let entry = Entry::decode(
+            Seq(header.seq),
+            header.aux,
+            &frame.meta,
+            data,
+            store.blocks(),
+        )
+        .map_err(|e| Refusal::BadRequest(e.to_string()))?;
         match store.append(&entry) {
             Ok(()) => {}
             Err(StoreError::LogFull { .. }) => {
@@ -263,7 +283,7 @@ impl Replica {
         let data = frame.contiguous_data();
         let entry = Entry::decode(store.end().seq, 0, &frame.meta, data, store.blocks())
             .map_err(|e| Refusal::BadRequest(e.to_string()))?;
-        match store.copy_in(&entry) {
+        match store.copy_in(entry) {
             Err(StoreError::LogFull { .. }) => {
                 self.park(conn, frame);
                 Ok(())
@@ -283,7 +303,9 @@ impl Replica {
         store.set_commit(header.commit);
         store.set_trim(header.trim);
         let durable = store.durable().seq;
-        let Some(c) = self.conns.get_mut(&conn) else { return Ok(()) };
+        let Some(c) = self.conns.get_mut(&conn) else {
+            return Ok(());
+        };
         c.generation = header.generation;
         if durable >= Seq(header.seq) {
             self.say_durable(conn, durable, out);
@@ -297,12 +319,25 @@ impl Replica {
     fn say_durable(&self, conn: ConnId, durable: Seq, out: &mut Vec<Out>) {
         let mut header = Header::new(Kind::Durable, self.member.state().promise, durable.0);
         header.aux = self.credit(conn);
-        out.push(Out::Send(conn, Frame { header, meta: Bytes::new(), data: Vec::new() }));
+        out.push(Out::Send(
+            conn,
+            Frame {
+                header,
+                meta: Bytes::new(),
+                data: Vec::new(),
+            },
+        ));
     }
 
     fn credit(&self, conn: ConnId) -> u64 {
-        let free = self.store().and_then(|s| s.free_space().ok()).map_or(0, |s| s.free);
-        self.conns.get(&conn).map_or(0, |c| c.received).saturating_add(free)
+        let free = self
+            .store()
+            .and_then(|s| s.free_space().ok())
+            .map_or(0, |s| s.free);
+        self.conns
+            .get(&conn)
+            .map_or(0, |c| c.received)
+            .saturating_add(free)
     }
 
     /// Whether [`Replica::begin_sync`] would give a job.
@@ -322,7 +357,9 @@ impl Replica {
         if self.syncing || !self.sync_wanted {
             return None;
         }
-        let Keeper::Region(store) = &mut self.keeper else { return None };
+        let Keeper::Region(store) = &mut self.keeper else {
+            return None;
+        };
         let job = store.begin_sync().ok()?;
         self.sync_wanted = false;
         self.syncing = true;
@@ -332,14 +369,18 @@ impl Replica {
     /// A sync ended.
     pub fn sync_done(&mut self, job: SyncJob, result: Result<Synced>, out: &mut Vec<Out>) {
         self.syncing = false;
-        let Keeper::Region(store) = &mut self.keeper else { return };
+        let Keeper::Region(store) = &mut self.keeper else {
+            return;
+        };
         let upto = match store.finish_sync(job, result) {
             Ok(upto) => upto,
             Err(e) => {
                 tracing::error!(error = %e, "a sync failed; the region takes nothing more");
                 let refused = Reply::Refused(Refusal::Disk(e.to_string()));
                 let conns: Vec<_> = self.conns.keys().copied().collect();
-                conns.into_iter().for_each(|c| self.reply(c, 0, &refused, out));
+                conns
+                    .into_iter()
+                    .for_each(|c| self.reply(c, 0, &refused, out));
                 return;
             }
         };
@@ -357,7 +398,8 @@ impl Replica {
                 self.sync_wanted = true;
             }
         }
-        tell.into_iter().for_each(|c| self.say_durable(c, upto, out));
+        tell.into_iter()
+            .for_each(|c| self.say_durable(c, upto, out));
     }
 
     /// A checkpoint, if one is needed and none runs. To be stepped without the lock and handed to
@@ -366,7 +408,9 @@ impl Replica {
         if !self.wants_checkpoint() {
             return None;
         }
-        let Keeper::Region(store) = &mut self.keeper else { return None };
+        let Keeper::Region(store) = &mut self.keeper else {
+            return None;
+        };
         let job = store.begin_checkpoint().ok().flatten()?;
         self.checkpointing = true;
         Some(job)
@@ -377,16 +421,20 @@ impl Replica {
         &mut self,
         now: Now,
         job: CheckpointJob,
-        result: Result<()>,
+        result: Result<Step>,
         out: &mut Vec<Out>,
     ) {
         self.checkpointing = false;
-        let Keeper::Region(store) = &mut self.keeper else { return };
+        let Keeper::Region(store) = &mut self.keeper else {
+            return;
+        };
         if let Err(e) = store.finish_checkpoint(job, result) {
             tracing::error!(error = %e, "a checkpoint failed; the region takes nothing more");
             let refused = Reply::Refused(refusal(e));
             let conns: Vec<_> = self.conns.keys().copied().collect();
-            conns.into_iter().for_each(|c| self.reply(c, 0, &refused, out));
+            conns
+                .into_iter()
+                .for_each(|c| self.reply(c, 0, &refused, out));
             return;
         }
         self.unpark(now, out);
@@ -395,12 +443,16 @@ impl Replica {
     /// Tries again what waited for room in the log.
     pub fn unpark(&mut self, now: Now, out: &mut Vec<Out>) {
         for conn in self.conns.keys().copied().collect::<Vec<_>>() {
-            let Some(c) = self.conns.get_mut(&conn) else { continue };
+            let Some(c) = self.conns.get_mut(&conn) else {
+                continue;
+            };
             let mut frames = std::mem::take(&mut c.parked);
             c.parked_bytes = 0;
             while let Some(frame) = frames.pop_front() {
                 self.handle(now, conn, frame, out);
-                let Some(c) = self.conns.get_mut(&conn) else { break };
+                let Some(c) = self.conns.get_mut(&conn) else {
+                    break;
+                };
                 if !c.parked.is_empty() {
                     // Full again: the rest stays behind the one that was put back.
                     c.parked_bytes += frames.iter().map(Frame::wire_len).sum::<usize>();
@@ -451,7 +503,11 @@ impl Replica {
         out: &mut Vec<Out>,
     ) {
         let valid = self.store().is_some_and(|s| s.still_valid(job));
-        let result = if valid && result.is_ok() { result } else { job.run() };
+        let result = if valid && result.is_ok() {
+            result
+        } else {
+            job.run()
+        };
         let valid = self.store().is_some_and(|s| s.still_valid(job));
         match result {
             Ok(blocks) if valid => {
@@ -459,7 +515,14 @@ impl Replica {
                 blocks.sums.iter().for_each(|s| sums.put_slice(&s.0));
                 let header = Header::new(Kind::ReadOk, self.member.state().promise, id);
                 let data = vec![Bytes::from(blocks.data)];
-                out.push(Out::Send(conn, Frame { header, meta: sums.freeze(), data }));
+                out.push(Out::Send(
+                    conn,
+                    Frame {
+                        header,
+                        meta: sums.freeze(),
+                        data,
+                    },
+                ));
             }
             Ok(_) => {
                 let again = Refusal::Disk("the read was overtaken; ask again".into());
@@ -543,15 +606,23 @@ impl Replica {
             Request::FinishResync => {
                 self.member.check(g)?;
                 let store = self.store_mut()?;
+                store.set_commit(positions.0);
+                store.sync().map_err(refusal)?;
                 store.finish_resync().map_err(refusal)?;
                 Ok(Reply::Done)
             }
             Request::Changed { since, cursor, max } => {
                 self.member.check(g)?;
                 let max = max.clamp(1, MAX_RANGES) as usize;
-                let (ranges, next) =
-                    self.store_mut()?.changed_since(since, cursor, max).map_err(refusal)?;
-                Ok(Reply::Changed { ranges, next })
+                let store = self.store_mut()?;
+                let (groups, next) = store
+                    .changed_since(since, Cursor(cursor), max)
+                    .map_err(refusal)?;
+                let ranges = joined(groups.iter().map(|g| (g.block, g.count)));
+                Ok(Reply::Changed {
+                    ranges,
+                    next: next.map(|c| c.0),
+                })
             }
             Request::Sums { block, count } => {
                 self.member.check(g)?;
@@ -583,7 +654,9 @@ impl Replica {
         member: Option<MemberId>,
     ) -> Result<Reply, Refusal> {
         if volume != self.volume() {
-            return Err(Refusal::NotHere(format!("volume {volume} is not on this node")));
+            return Err(Refusal::NotHere(format!(
+                "volume {volume} is not on this node"
+            )));
         }
         if let Some(expected) = member.filter(|m| *m != self.id()) {
             return Err(Refusal::NotHere(format!(
@@ -611,7 +684,10 @@ impl Replica {
         if state.removed {
             return Err(Refusal::Removed(Box::new(state.record.clone())));
         }
-        let space = self.store().and_then(|s| s.free_space().ok()).unwrap_or_default();
+        let space = self
+            .store()
+            .and_then(|s| s.free_space().ok())
+            .unwrap_or_default();
         let table = self.store().map(|s| s.generation_table().clone());
         Ok(Welcome {
             member: state.member,
@@ -638,7 +714,9 @@ impl Replica {
     }
 
     fn data_state(&self) -> DataState {
-        let Some(store) = self.store() else { return DataState::None };
+        let Some(store) = self.store() else {
+            return DataState::None;
+        };
         if let Some(common) = store.mixed() {
             DataState::Mixed(common.unwrap_or(Seq::ZERO))
         } else if store.damaged() {
@@ -660,13 +738,19 @@ impl Replica {
     ) -> Result<Reply, Refusal> {
         let promise = self.member.state().promise;
         let store = self.store_mut()?;
-        let entries = store.entries_from(from, max_bytes as usize).map_err(refusal)?;
+        let entries = store
+            .entries_from(from, max_bytes as usize)
+            .map_err(refusal)?;
         let (first, last) = (store.tail().next(), store.end().seq);
         for entry in entries {
             let mut header = Header::new(Kind::LogEntry, promise, entry.seq.0);
             header.aux = entry.generation;
             header.commit = Seq(id);
-            let frame = Frame { header, meta: entry.encode_meta(), data: entry.data };
+            let frame = Frame {
+                header,
+                meta: entry.encode_meta(),
+                data: entry.data,
+            };
             out.push(Out::Send(conn, frame));
         }
         Ok(Reply::Fetched { first, last })
@@ -676,9 +760,45 @@ impl Replica {
         // What was read from the network as parts is checked as a whole before it is believed.
         let table = GenerationTable::from_parts(table.floor(), table.rows().to_vec())
             .ok_or_else(|| Refusal::BadRequest("a generation table that cannot be".into()))?;
-        self.store_mut()?.begin_resync(common, table).map_err(refusal)?;
+        if self.checkpointing || self.syncing {
+            return Err(Refusal::BadRequest(
+                "busy with a checkpoint or sync; ask again".into(),
+            ));
+        }
+        let store = self.store_mut()?;
+        prepare_resync(store, common, table).map_err(refusal)?;
         Ok(Reply::Done)
     }
+}
+
+/// Empties the log of what is common, marks the region mixed and jumps to the peer's position.
+fn prepare_resync(store: &mut Store, common: Seq, table: GenerationTable) -> Result<()> {
+    if store.mixed().is_none()
+        && common < store.end().seq
+        && common >= store.checkpointed().seq
+        && common > Seq::ZERO
+    {
+        store.cut(common)?;
+    }
+    store.mark_mixed((common > Seq::ZERO).then_some(common))?;
+    // Everything here is common with the peer, or will be compared: nothing of it can be lost by
+    // moving it to the extents now.
+    store.set_commit(store.end().seq);
+    store.sync()?;
+    while store.checkpoint_now()? {}
+    store.adopt(table)
+}
+
+/// Neighbouring ranges as one, while they stay within what one job compares.
+fn joined(ranges: impl Iterator<Item = (u64, u32)>) -> Vec<(u64, u32)> {
+    let mut out: Vec<(u64, u32)> = Vec::new();
+    for (block, count) in ranges {
+        match out.last_mut() {
+            Some((b, n)) if *b + u64::from(*n) == block && *n < (1 << 20) => *n += count,
+            _ => out.push((block, count)),
+        }
+    }
+    out
 }
 
 /// Whether a frame must not overtake another of the stream.

@@ -152,13 +152,19 @@ impl Served {
     }
 
     fn conn(&self, id: ConnId) -> Option<Arc<Conn>> {
-        self.writers.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.writers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
     }
 
     /// Runs syncs as long as somebody waits for one and nobody else runs it.
     fn run_syncs(&self) {
         loop {
-            let Some(job) = lock(&self.replica).begin_sync() else { return };
+            let Some(job) = lock(&self.replica).begin_sync() else {
+                return;
+            };
             let began = Instant::now();
             let result = job.run();
             self.recorder.time("downstairs.log.sync", nanos(began));
@@ -183,13 +189,7 @@ impl Served {
             };
             let Some(mut job) = job else { continue };
             let began = Instant::now();
-            let result = loop {
-                match job.step() {
-                    Ok(true) => break Ok(()),
-                    Ok(false) => {}
-                    Err(e) => break Err(e),
-                }
-            };
+            let result = job.run();
             self.recorder.time("downstairs.checkpoint", nanos(began));
             let mut out = Vec::new();
             lock(&self.replica).checkpoint_done(boot_time(), job, result, &mut out);
@@ -237,7 +237,10 @@ impl Served {
             };
         }
         lock(&self.replica).disconnected(id);
-        self.writers.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.writers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
     }
 
     fn stop(&self) {
@@ -300,7 +303,11 @@ impl Server {
         });
         let accepting = inner.clone();
         let thread = spawn("accept".into(), move || accepting.accept(&listener))?;
-        Ok(Server { inner, address, threads: Mutex::new(vec![thread]) })
+        Ok(Server {
+            inner,
+            address,
+            threads: Mutex::new(vec![thread]),
+        })
     }
 
     /// Where it listens.
@@ -317,7 +324,11 @@ impl Server {
         let name = format!("ckpt-{:?}", served.member());
         let thread = spawn(name, move || checkpoints.run_checkpoints())?;
         lock(&self.threads).push(thread);
-        let mut members = self.inner.members.write().unwrap_or_else(PoisonError::into_inner);
+        let mut members = self
+            .inner
+            .members
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         members.insert(served.volume(), served);
         Ok(())
     }
@@ -329,7 +340,11 @@ impl Drop for Server {
         // Wakes the accepting thread; whether it connects does not matter.
         let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(200));
         lock(&self.inner.conns).values().for_each(|c| c.close());
-        let members = self.inner.members.read().unwrap_or_else(PoisonError::into_inner);
+        let members = self
+            .inner
+            .members
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         members.values().for_each(|m| m.stop());
         drop(members);
         for t in std::mem::take(&mut *lock(&self.threads)) {
@@ -339,10 +354,7 @@ impl Drop for Server {
     }
 }
 
-fn spawn(
-    name: String,
-    f: impl FnOnce() + Send + 'static,
-) -> io::Result<thread::JoinHandle<()>> {
+fn spawn(name: String, f: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
     thread::Builder::new().name(name).spawn(f)
 }
 
@@ -396,7 +408,10 @@ impl Inner {
         stream.set_write_timeout(Some(TAKE)).map_err(|e| text(&e))?;
         stream.set_read_timeout(Some(HELLO)).map_err(|e| text(&e))?;
         let reading = stream.try_clone().map_err(|e| text(&e))?;
-        let conn = Arc::new(Conn { stream, out: Mutex::default() });
+        let conn = Arc::new(Conn {
+            stream,
+            out: Mutex::default(),
+        });
         lock(&self.conns).insert(id, conn.clone());
         let mut reader = FrameReader::new(reading);
         let first = reader.next_frame().map_err(|e| text(&e))?;
@@ -412,7 +427,11 @@ impl Inner {
             let why = format!("volume {volume} is not on this node; look at its configuration");
             let refused = Reply::Refused(Refusal::NotHere(why.clone()));
             let header = Header::new(Kind::Reply, Generation::NONE, first.header.seq);
-            let frame = Frame { header, meta: message::encode(&refused), data: Vec::new() };
+            let frame = Frame {
+                header,
+                meta: message::encode(&refused),
+                data: Vec::new(),
+            };
             lock(&conn.out).push(&frame, None);
             conn.flush();
             return Err(why);

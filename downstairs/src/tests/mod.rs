@@ -1,0 +1,3 @@
+//! Stories about a whole region on a simulated disk.
+
+mod basics;

@@ -29,7 +29,8 @@ fuzz: ## Fuzz every decoder, SECONDS=60 each (TARGET=name for one)
 deny: ## Advisories, licences, sources of the dependencies (needs cargo-deny and the network)
 	@command -v cargo-deny >/dev/null || { \
 	  echo "cargo-deny is missing: cargo install cargo-deny --locked"; exit 1; }
-	$(CARGO) deny --locked check
+	$(CARGO) deny --locked check bans licenses sources
+	$(CARGO) deny --locked check advisories
 
 clean: ## Remove everything built
 	$(CARGO) clean

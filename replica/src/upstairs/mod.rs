@@ -331,9 +331,10 @@ enum Ask {
     Fetch,
     BeginResync,
     FinishResync,
-    ChangedAtSource,
+    /// For the resync of this replica.
+    ChangedAtSource(LinkId),
     ChangedAtTarget,
-    SumsAtSource(u64),
+    SumsAtSource(LinkId, u64),
     SumsAtTarget(u64),
 }
 
@@ -698,9 +699,9 @@ impl Upstairs {
                 }
                 Ask::BeginResync
                 | Ask::FinishResync
-                | Ask::ChangedAtSource
+                | Ask::ChangedAtSource(_)
                 | Ask::ChangedAtTarget
-                | Ask::SumsAtSource(_)
+                | Ask::SumsAtSource(..)
                 | Ask::SumsAtTarget(_) => self.resync_failed(link, refusal.to_string()),
                 _ => self.refuse_link(link, refusal.to_string()),
             },

@@ -750,7 +750,7 @@ impl World {
         u.core = Some(Upstairs::new(config));
         let inc = u.incarnation;
         let options = ActivateOptions {
-            claim: u128::from(self.rng.next()) << 64 | u128::from(self.rng.next()),
+            claim: u128::from(self.rng.draw()) << 64 | u128::from(self.rng.draw()),
             wait_for_lease: self.rng.one_in(2) || self.healing,
             patience: Duration::from_millis(4_000),
             // After a power cut that left a torn record, with a disk lost for good, only people can

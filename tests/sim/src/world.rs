@@ -445,6 +445,13 @@ impl World {
             }
         }
         self.drive_node(node);
+        // What a daemon does with a region that trusts its disk no longer: it opens it anew.
+        let store = self.nodes[node].replica.as_ref().and_then(Replica::store);
+        if store.is_some_and(|s| s.poisoned().is_some()) {
+            self.say(|| format!("node {node}: its region is poisoned and is opened anew"));
+            self.stop_node(node);
+            self.after(100 * MS, Event::Start(node));
+        }
     }
 
     fn drive_node(&mut self, node: usize) {
@@ -482,17 +489,11 @@ impl World {
             let e = e.to_string();
             self.say(|| format!("node {node}: {e}"));
         }
-        let failed = result.is_err();
         let mut out = Vec::new();
         if let Some(r) = &mut self.nodes[node].replica {
             r.sync_done(job, result, &mut out);
         }
         self.perform(node, out);
-        if failed {
-            // What a supervisor does: the process ends and is started again.
-            self.stop_node(node);
-            self.after(100 * MS, Event::Start(node));
-        }
     }
 
     fn read_done(&mut self, node: usize, boot: u64, conn: ConnId, id: u64, job: Box<ReadJob>) {
@@ -530,7 +531,6 @@ impl World {
             self.after(nanos, Event::Checkpoint(node, boot));
             return;
         }
-        let failed = step.is_err();
         let Some(job) = self.nodes[node].checkpoint.take() else {
             return;
         };
@@ -540,10 +540,6 @@ impl World {
             r.checkpoint_done(now, job, step, &mut out);
         }
         self.perform(node, out);
-        if failed {
-            self.stop_node(node);
-            self.after(100 * MS, Event::Start(node));
-        }
     }
 
     // ---- network ----

@@ -151,6 +151,26 @@ impl Replica {
         self.member.state().member
     }
 
+    /// Positions, queues and log, for people who look for why something waits.
+    pub fn describe(&self) -> String {
+        let parked: Vec<_> = self.conns.values().map(|c| c.parked.len()).collect();
+        let log = self.store().map(|s| {
+            let (used, size) = s.log_usage();
+            format!(
+                "end {:?} durable {:?} commit {} checkpointed {:?} tail {} log {used} of {size} bytes, \
+                 mixed {:?}, poisoned {:?}",
+                s.end(), s.durable(), s.commit(), s.checkpointed(), s.tail(), s.mixed(), s.poisoned()
+            )
+        });
+        format!(
+            "frames waiting {parked:?}, syncing {} (wanted {}), checkpointing {}, {}",
+            self.syncing,
+            self.sync_wanted,
+            self.checkpointing,
+            log.unwrap_or_else(|| "a witness".into())
+        )
+    }
+
     /// Its vote.
     pub fn member(&self) -> &Member {
         &self.member
@@ -297,6 +317,8 @@ impl Replica {
 
     fn park(&mut self, conn: ConnId, frame: Frame) {
         self.recorder.count("downstairs.log.full", 1);
+        // Only what is synced can be moved out of the log; copies are synced for no other reason.
+        self.sync_wanted = true;
         if let Some(c) = self.conns.get_mut(&conn) {
             c.parked_bytes += frame.wire_len();
             c.parked.push_front(frame);

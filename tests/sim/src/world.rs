@@ -1101,6 +1101,12 @@ impl World {
             return fail("liveness: nobody is active although everything was healed".into());
         };
         if !self.is_well() {
+            for (i, n) in self.nodes.iter().enumerate() {
+                if let Some(r) = &n.replica {
+                    let text = r.describe();
+                    println!("node {i}: {text}");
+                }
+            }
             let core = self.ups[up].core.as_ref();
             let status = core.map(|c| c.status(self.ups[up].clock.now(self.time)));
             return fail(format!("liveness: not redundant again: {status:#?}"));

@@ -298,7 +298,14 @@ impl Replica {
             store.blocks(),
         )
         .map_err(|e| Refusal::BadRequest(e.to_string()))?;
-        match store.append(&entry) {
+        if entry.seq == store.end().seq.next() {
+            // It follows: the stream is in line with what is here, so its positions count, also
+            // while this very entry waits for the room that they may give.
+            store.set_commit(header.commit);
+            store.set_trim(header.trim);
+            self.in_line(conn, header.generation);
+        }
+        match self.store_mut()?.append(&entry) {
             Ok(()) => {}
             Err(StoreError::LogFull { .. }) => {
                 self.park(conn, frame);
@@ -306,13 +313,16 @@ impl Replica {
             }
             Err(e) => return Err(refusal(e)),
         }
-        store.set_commit(header.commit);
-        store.set_trim(header.trim);
         if let Some(c) = self.conns.get_mut(&conn) {
             c.received += len;
-            c.generation = header.generation;
         }
         Ok(())
+    }
+
+    fn in_line(&mut self, conn: ConnId, generation: Generation) {
+        if let Some(c) = self.conns.get_mut(&conn) {
+            c.generation = generation;
+        }
     }
 
     fn park(&mut self, conn: ConnId, frame: Frame) {

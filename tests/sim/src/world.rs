@@ -171,6 +171,8 @@ pub struct World {
     /// The one node whose data may be harmed for good in this world.
     pub victim: usize,
     pub harmed: bool,
+    /// The victim cannot come back under its old identity.
+    pub gone_for_good: bool,
     pub healing: bool,
     volume: VolumeId,
     model: Model,
@@ -238,6 +240,7 @@ impl World {
             cut: vec![vec![[false; 2]; n]; n],
             victim,
             harmed: false,
+            gone_for_good: false,
             healing: false,
             volume,
             model: Model::default(),
@@ -320,7 +323,7 @@ impl World {
         else {
             return false;
         };
-        let whole = self.nodes.iter().filter(|n| !n.lost).count();
+        let whole = self.nodes.len() - usize::from(self.gone_for_good);
         core.record()
             .is_some_and(|r| r.in_sync.len() >= whole.min(3))
             && core.record_settled()
@@ -393,6 +396,7 @@ impl World {
                     self.after(200 * MS, Event::Start(node));
                 } else if node == self.victim && self.harmed {
                     self.nodes[node].lost = true;
+                    self.gone_for_good = true;
                 } else {
                     self.check(Err(format!(
                         "a region that was never harmed does not open: {e}"
@@ -751,8 +755,7 @@ impl World {
             patience: Duration::from_millis(4_000),
             // After a power cut that left a torn record, with a disk lost for good, only people can
             // say that what was torn is not missed. Here it is not: nothing rots in such a world.
-            accept_data_loss: self.time > FAULTS_END + 8_000 * MS
-                && self.nodes.iter().any(|n| n.lost),
+            accept_data_loss: self.time > FAULTS_END + 8_000 * MS && self.gone_for_good,
         };
         self.say(|| format!("up {up} is promoted"));
         self.with_up(up, |core, now| core.activate(now, options));

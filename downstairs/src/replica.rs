@@ -665,7 +665,12 @@ impl Replica {
             }
             Request::Cut(to) => {
                 self.member.check(g)?;
-                self.store_mut()?.cut(to).map_err(refusal)?;
+                let store = self.store_mut()?;
+                store.cut(to).map_err(refusal)?;
+                if store.mixed().is_some() {
+                    let why = "blocks that a resync had copied went with the cut";
+                    return Err(Refusal::Unusable(why.into()));
+                }
                 Ok(Reply::Done)
             }
             Request::Fetch { from, max_bytes } => {

@@ -73,7 +73,7 @@ pub struct Node {
     pub sync_nanos: u64,
     /// Its disk was lost: it never comes back by itself.
     pub lost: bool,
-    pub backup: Option<Snapshot>,
+    pub backup: Option<(u64, Snapshot)>,
     sync: Option<SyncJob>,
     checkpoint: Option<CheckpointJob>,
     conns: Vec<u64>,
@@ -737,6 +737,7 @@ impl World {
         let limits = Limits {
             retain_bytes: 160 * 1024,
             window_bytes: 80 * 1024,
+            record_refresh: Duration::from_millis(500),
             ..Limits::default()
         };
         let links = (0..self.nodes.len()).map(|i| format!("n{i}")).collect();

@@ -9,10 +9,13 @@ use std::collections::BTreeSet;
 
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::limits::MAX_IN_SYNC;
-use trivet_protocol::message::{DataState, Request, Welcome};
+use trivet_protocol::message::{DataState, Request, Tail, Welcome};
 use trivet_protocol::{MemberId, MemberInfo, MemberKind, Now, Record, RecordVersion, Seq};
 
 use super::{Ask, LinkId, Notice, Phase, Upstairs};
+
+/// Said of a replica that was restored from a backup or a snapshot.
+const ROLLED_BACK: &str = "it was rolled back: it shows less than it had made durable";
 
 /// A record that was sent and is not settled yet.
 #[derive(Debug)]
@@ -237,10 +240,21 @@ impl Upstairs {
                 .is_none_or(|r| r.in_sync.contains(&w.member))
                 .then_some("its log is damaged below what was synced");
         }
-        let rolled_back = w.opens < info.opens
-            || (w.durable < info.durable && matches!(w.data, DataState::Whole(_)));
+        let whole = matches!(w.data, DataState::Whole(_));
+        let short = whole && w.durable < info.durable;
+        // A log that ends in something unreadable lost its end to damage; one that ends well, or
+        // a region opened fewer times than is known, is an old copy.
+        let damaged = short && w.data == DataState::Whole(Tail::Unsure);
+        let rolled_back = w.opens < info.opens || (short && !damaged);
         if rolled_back && !breaks::on(Break::RolledBackCounts) {
-            return Some("it was rolled back: it shows less than it had made durable");
+            return Some(ROLLED_BACK);
+        }
+        let in_record = self
+            .record
+            .as_ref()
+            .is_none_or(|r| r.in_sync.contains(&w.member));
+        if damaged && in_record && !breaks::on(Break::DamageTakenForTorn) {
+            return Some("it lost the end of its log, which it had made durable");
         }
         // What it told us is durable must be there in the history that we continue.
         let link = self.link_of(w.member)?;
@@ -261,6 +275,20 @@ impl Upstairs {
             return Some("it is in the middle of a resync though it was in sync");
         }
         None
+    }
+
+    /// What made a replica unusable in the set may not matter outside of it.
+    pub(super) fn judge_again(&mut self, link: LinkId) {
+        let peer = self.peer(link);
+        let (Some(_), Some((_, w))) = (peer.unusable, &peer.welcome) else {
+            return;
+        };
+        let Some(info) = self.record.as_ref().and_then(|r| r.member(w.member)) else {
+            return;
+        };
+        if !self.in_set(w.member) && self.unusable(info, w).is_none() {
+            self.peer_mut(link).unusable = None;
+        }
     }
 
     pub(super) fn mark_unusable(&mut self, link: LinkId, member: MemberId, why: &'static str) {

@@ -93,6 +93,7 @@ struct Job {
 impl Upstairs {
     /// Starts a resync of this replica if it needs one and can have one.
     pub(super) fn consider_resync(&mut self, now: Now, link: LinkId) {
+        self.judge_again(link);
         let peer = self.peer(link);
         let (Some((_, w)), Some(record)) = (&peer.welcome, &self.record) else {
             return;

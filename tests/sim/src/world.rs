@@ -1012,7 +1012,7 @@ impl World {
         let mut op = ModelOp { parts: Vec::new() };
         for _ in 0..1 + self.rng.below(3) {
             let (long, discard) = (self.rng.one_in(8), self.rng.one_in(6));
-            let most = if long { 40 } else { 4 };
+            let most = if long { 24 } else { 4 };
             let block = self.rng.below(BLOCKS);
             let count = 1 + self.rng.below((BLOCKS - block).min(most));
             if discard {

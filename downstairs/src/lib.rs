@@ -1,4 +1,4 @@
-//! One replica of a volume: a log, then extents.
+//! One replica of a volume: a log, then extents; and the member that votes for it.
 //!
 //! Depends on the protocol's vocabulary and on nothing else of Trivet's. See `docs/design.md`,
 //! section "Downstairs", for why, and `docs/on-disk-format.md` for the bytes.
@@ -9,10 +9,13 @@ pub mod error;
 pub mod extent;
 pub mod head;
 pub mod log;
+pub mod member;
 pub mod offline;
 pub mod overlay;
 pub mod pool;
 pub mod region;
+pub mod replica;
+pub mod server;
 pub mod slots;
 pub mod store;
 

@@ -184,16 +184,13 @@ impl Store {
 
     /// Takes blocks copied from a peer, as of this region's end: `blocks.seq` and `generation`
     /// are ignored, writes carry content, discards stand for blocks unwritten there. That no
-    /// newer write is overwritten is the sender's to ensure, by the order of the stream.
+    /// newer write is overwritten is the sender's to ensure, by the order of the stream. On a
+    /// region that is not mixed this repairs bad copies; one that is cut off again is repaired
+    /// again.
     ///
     /// # Errors
-    /// The region is not mixed; otherwise as [`Store::append`].
+    /// As [`Store::append`].
     pub fn copy_in(&mut self, mut blocks: Entry) -> Result<()> {
-        if self.mixed().is_none() {
-            return Err(StoreError::WrongState(
-                "blocks can only be copied into a region marked as mixed",
-            ));
-        }
         let end = self.end();
         (blocks.seq, blocks.generation) = (end.seq, end.generation);
         self.write_record(Kind::Copy, &blocks)

@@ -2,6 +2,7 @@
 
 mod bench;
 mod limits;
+mod region;
 
 use clap::{Parser, Subcommand};
 
@@ -28,6 +29,9 @@ pub enum Command {
     /// Measure, beside what the disk and the network would allow
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// One replica's directory, offline: create, import, export, verify, dump
+    #[command(subcommand)]
+    Region(region::RegionCmd),
     /// Show every fixed limit: name, value, unit, what it bounds
     Limits,
 }
@@ -39,6 +43,7 @@ pub enum Command {
 pub fn run(command: Command, output: Format) -> Result<(), CliError> {
     match command {
         Command::Bench(args) => bench::run(args, output),
+        Command::Region(args) => region::run(args, output),
         Command::Limits => limits::run(output),
     }
 }

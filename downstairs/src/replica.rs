@@ -874,7 +874,7 @@ impl Replica {
 fn prepare_resync(store: &mut Store, common: Seq, table: GenerationTable) -> Result<()> {
     if store.mixed().is_none()
         && common < store.end().seq
-        && common >= store.checkpointed().seq
+        && common >= store.checkpointed().seq.max(store.commit())
         && common > Seq::ZERO
     {
         store.cut(common)?;

@@ -48,6 +48,16 @@ pub enum Out {
     Close(ConnId, String),
 }
 
+/// What is left to do until the log is in the extent files.
+pub enum Settling {
+    /// Run this, then call [`Replica::checkpoint_done`].
+    Job(CheckpointJob),
+    /// Another checkpoint runs.
+    Busy,
+    /// Nothing: everything committed is in place.
+    Settled,
+}
+
 #[derive(Default)]
 struct Conn {
     hello: bool,
@@ -65,6 +75,8 @@ struct Conn {
 enum Keeper {
     Region(Box<Store>),
     Witness(SlotFile),
+    /// The region was closed in order; the process is about to end.
+    Closed,
 }
 
 /// See the module's head.
@@ -148,7 +160,19 @@ impl Replica {
     pub fn store(&self) -> Option<&Store> {
         match &self.keeper {
             Keeper::Region(store) => Some(store),
-            Keeper::Witness(_) => None,
+            Keeper::Witness(_) | Keeper::Closed => None,
+        }
+    }
+
+    /// Closes the region in order, so that the next opening finds everything synced. Everything
+    /// that comes afterwards is refused.
+    ///
+    /// # Errors
+    /// The disk fails; the region is then as after a crash.
+    pub fn close(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.keeper, Keeper::Closed) {
+            Keeper::Region(store) => store.close(),
+            Keeper::Witness(_) | Keeper::Closed => Ok(()),
         }
     }
 
@@ -156,6 +180,7 @@ impl Replica {
         match &mut self.keeper {
             Keeper::Region(store) => Ok(store),
             Keeper::Witness(_) => Err(Refusal::BadRequest("a witness keeps no data".into())),
+            Keeper::Closed => Err(Refusal::Unusable("it is shutting down".into())),
         }
     }
 
@@ -165,6 +190,7 @@ impl Replica {
         match &mut self.keeper {
             Keeper::Region(store) => store.set_member_state(raw),
             Keeper::Witness(file) => file.write(&raw),
+            Keeper::Closed => return Err(Refusal::Unusable("it is shutting down".into())),
         }
         .map_err(refusal)
     }
@@ -416,6 +442,24 @@ impl Replica {
         Some(job)
     }
 
+    /// As [`Replica::begin_checkpoint`], also where the log is not half full yet.
+    pub fn begin_settling(&mut self) -> Settling {
+        if self.checkpointing {
+            return Settling::Busy;
+        }
+        let Keeper::Region(store) = &mut self.keeper else {
+            return Settling::Settled;
+        };
+        match store.begin_checkpoint() {
+            Ok(Some(job)) => {
+                self.checkpointing = true;
+                Settling::Job(job)
+            }
+            // A poisoned store settles nothing more.
+            Ok(None) | Err(_) => Settling::Settled,
+        }
+    }
+
     /// A checkpoint ended; frames that waited for room go on.
     pub fn checkpoint_done(
         &mut self,
@@ -502,15 +546,16 @@ impl Replica {
         result: Result<crate::store::Blocks>,
         out: &mut Vec<Out>,
     ) {
-        let valid = self.store().is_some_and(|s| s.still_valid(job));
-        let result = if valid && result.is_ok() {
+        let Some(store) = self.store() else { return };
+        let result = if store.still_valid(job) && result.is_ok() {
             result
         } else {
-            job.run()
+            // Planned anew: what it looked for has moved.
+            let (block, count) = job.asked();
+            store.read(block, count)
         };
-        let valid = self.store().is_some_and(|s| s.still_valid(job));
         match result {
-            Ok(blocks) if valid => {
+            Ok(blocks) => {
                 let mut sums = BytesMut::with_capacity(blocks.sums.len() * 16);
                 blocks.sums.iter().for_each(|s| sums.put_slice(&s.0));
                 let header = Header::new(Kind::ReadOk, self.member.state().promise, id);
@@ -523,10 +568,6 @@ impl Replica {
                         data,
                     },
                 ));
-            }
-            Ok(_) => {
-                let again = Refusal::Disk("the read was overtaken; ask again".into());
-                self.reply(conn, id, &Reply::Refused(again), out);
             }
             Err(e) => self.reply(conn, id, &Reply::Refused(refusal(e)), out),
         }
@@ -692,7 +733,7 @@ impl Replica {
         Ok(Welcome {
             member: state.member,
             kind: match self.keeper {
-                Keeper::Region(_) => MemberKind::Replica,
+                Keeper::Region(_) | Keeper::Closed => MemberKind::Replica,
                 Keeper::Witness(_) => MemberKind::Witness,
             },
             record: state.record.clone(),

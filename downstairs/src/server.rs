@@ -21,7 +21,8 @@ use trivet_protocol::io::{FrameReader, FrameWriter, ReadError};
 use trivet_protocol::message::{self, Refusal, Reply, Request};
 use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Recorder, Seq, VolumeId};
 
-use crate::replica::{ConnId, Out, Replica};
+use crate::checkpoint::CheckpointJob;
+use crate::replica::{ConnId, Out, Replica, Settling};
 
 /// Connections at once, at most.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -187,15 +188,40 @@ impl Served {
                     }
                 }
             };
-            let Some(mut job) = job else { continue };
-            let began = Instant::now();
-            let result = job.run();
-            self.recorder.time("downstairs.checkpoint", nanos(began));
-            let mut out = Vec::new();
-            lock(&self.replica).checkpoint_done(boot_time(), job, result, &mut out);
-            self.perform(out);
-            self.run_syncs();
+            if let Some(job) = job {
+                self.run_checkpoint(job);
+            }
         }
+    }
+
+    fn run_checkpoint(&self, mut job: CheckpointJob) {
+        let began = Instant::now();
+        let result = job.run();
+        self.recorder.time("downstairs.checkpoint", nanos(began));
+        let mut out = Vec::new();
+        lock(&self.replica).checkpoint_done(boot_time(), job, result, &mut out);
+        self.perform(out);
+        self.run_syncs();
+    }
+
+    /// Moves everything committed from the log to the extent files, on the caller's thread.
+    pub fn settle(&self) {
+        while !self.stop.load(Ordering::Acquire) {
+            let next = lock(&self.replica).begin_settling();
+            match next {
+                Settling::Job(job) => self.run_checkpoint(job),
+                Settling::Busy => thread::park_timeout(Duration::from_millis(5)),
+                Settling::Settled => return,
+            }
+        }
+    }
+
+    /// Closes the region in order. To be called when its server is gone.
+    ///
+    /// # Errors
+    /// The disk fails; the region is then as after a crash.
+    pub fn close(&self) -> crate::Result<()> {
+        lock(&self.replica).close()
     }
 
     fn serve(self: &Arc<Self>, id: ConnId, conn: &Arc<Conn>, first: Frame, mut reader: Reader) {

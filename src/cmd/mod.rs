@@ -3,8 +3,8 @@
 mod bench;
 mod downstairs;
 mod limits;
-mod volume;
 mod region;
+mod volume;
 
 use clap::{Parser, Subcommand};
 

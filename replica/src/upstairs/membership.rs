@@ -301,7 +301,9 @@ impl Upstairs {
             .iter()
             .filter_map(|m| Some((*m, self.stalled(now, *m)?)))
             .collect();
-        let Some(&(member, why)) = stalled.first() else {
+        // Where those that would stay make no progress either (a disk that all share, our own
+        // network), a smaller set would help nobody.
+        let [(member, why)] = stalled[..] else {
             return;
         };
         let mut smaller = record;
@@ -336,6 +338,7 @@ impl Upstairs {
             || record.in_sync.contains(&member)
             || record.in_sync.len() >= MAX_IN_SYNC
             || peer.durable < self.commit
+            || self.stalled(now, member).is_some()
         {
             return;
         }

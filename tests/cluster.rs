@@ -93,7 +93,10 @@ impl Cluster {
 
     fn in_sync(&self, volume: &ReplicatedVolume, i: usize) -> bool {
         let status = volume.status();
-        let member = status.members.iter().find(|m| m.id == self.file.member[i].id);
+        let member = status
+            .members
+            .iter()
+            .find(|m| m.id == self.file.member[i].id);
         member.is_some_and(|m| m.in_sync)
     }
 

@@ -2,6 +2,13 @@
 //! of every flushed write. No step waits for a fixed time: each waits for what it needs, and fails
 //! after [`PATIENCE`].
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test"
+)]
+
 mod common;
 
 use std::io::{BufRead, BufReader};
@@ -16,10 +23,10 @@ use common::{History, seed};
 use rustix::process::Signal;
 use trivet_cluster::process::Downstairs;
 use trivet_cluster::{
-    Attach, ClusterError, Embedded, Options, Problem, Reach, VolumeFile, attach, create, region_dir,
+    Attach, ClusterError, Embedded, Options, Problem, Reach, VolumeFile, attach, create,
 };
 use trivet_downstairs::Store;
-use trivet_downstairs::disk::RealDisk;
+use trivet_downstairs::pool::Pool;
 use trivet_protocol::{BLOCK_BYTES, Block, NullRecorder};
 use trivet_replica::Volume;
 use trivet_replica::driver::ReplicatedVolume;
@@ -106,12 +113,12 @@ impl Cluster {
             replica.unwrap().stop().unwrap();
         }
         for i in 0..3 {
-            let dir = region_dir(
-                &self.dir.path().join(&self.file.member[i].pool),
-                self.file.volume,
-            );
+            let member = &self.file.member[i];
+            let pool = Pool::open(&self.dir.path().join(&member.pool)).unwrap();
             let recorder = Arc::new(NullRecorder);
-            let disk = Arc::new(RealDisk::new(&dir, recorder.clone()));
+            let disk = pool
+                .region(self.file.volume, member.id, recorder.clone())
+                .unwrap();
             let (store, _) = Store::open(disk, None, recorder).unwrap();
             let last = history.check(flushed, |first, out| {
                 let count = (out.len() / BLOCK_BYTES) as u32;
@@ -403,15 +410,15 @@ fn embedded_volumes_come_back_and_a_lost_region_is_never_made_anew() {
     embedded.close().unwrap();
 
     // When a region is gone, the other two serve and the loss is told.
-    std::fs::remove_dir_all(region_dir(&dir.join("b"), id)).unwrap();
+    std::fs::remove_dir_all(dir.join("b").join(id.to_string())).unwrap();
     let embedded = open().unwrap();
     assert!(matches!(embedded.problems(), [Problem::Lost { node, .. }] if node == "b"));
     assert_eq!(history.check_volume(300, &*embedded.volume()), 300);
-    assert!(!region_dir(&dir.join("b"), id).exists());
+    assert!(!dir.join("b").join(id.to_string()).exists());
     embedded.close().unwrap();
 
     // When two are gone nothing is served, and nothing made anew.
-    std::fs::remove_dir_all(region_dir(&dir.join("a"), id)).unwrap();
+    std::fs::remove_dir_all(dir.join("a").join(id.to_string())).unwrap();
     let refused = open().map(drop).unwrap_err();
     assert!(
         matches!(&refused, ClusterError::TooFew { usable: 1, .. }),

@@ -4,7 +4,7 @@
 //! the state as of its last operation, not on the newest one: what came later stays in the log.
 //! Readers keep looking at the overlay until [`Store::finish_checkpoint`].
 //!
-//! Order: discards give their space back first (on a full pool that is what makes room); then per
+//! Order: the head vouches for the log as far as it was synced; discards give their space back first (on a full pool that is what makes room); then per
 //! extent data, then metadata; then each touched file is synced; then the head says so. A crash
 //! before the head leaves extents with some blocks newer than the head says, every one of which
 //! the log still describes: replay lays the same content over them, and the next checkpoint
@@ -240,6 +240,7 @@ impl CheckpointJob {
         match self.phase {
             Phase::Plan => {
                 self.plan();
+                self.vouch()?;
                 self.phase = Phase::Punch(0);
             }
             Phase::Punch(at) => self.phase = self.punch(at)?,
@@ -291,6 +292,26 @@ impl CheckpointJob {
                 (first.0..=last.0).map(ExtentNo).for_each(&mut add);
             }
         }
+    }
+
+    /// Before the first change in place, the head says how far the log was synced and that what
+    /// is to be moved is committed. Without the first, a replay would look at data written in
+    /// place by operations that it does not know as synced, find it changed by later ones, and
+    /// take them for torn. Without the second, a restart could do a shorter checkpoint over what
+    /// a longer one had begun, or a cut could take back what is half in place.
+    fn vouch(&self) -> Result<()> {
+        let mut head = self.shared.head();
+        let state = head.state();
+        let synced = state.synced_to >= self.upto_pos || state.epoch != self.epoch;
+        if synced && state.commit >= self.upto.seq {
+            return Ok(());
+        }
+        head.update(|h| {
+            h.commit = h.commit.max(self.upto.seq);
+            if h.epoch == self.epoch {
+                h.synced_to = h.synced_to.max(self.synced_to);
+            }
+        })
     }
 
     fn punch(&mut self, from: usize) -> Result<Phase> {

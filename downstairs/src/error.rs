@@ -48,7 +48,9 @@ pub enum StoreError {
         checkpointed: Seq,
         trim: Seq,
     },
-    #[error("cannot cut the history back to {to}: operations up to {checkpointed} are in place")]
+    #[error(
+        "cannot cut the history back to {to}: operations up to {checkpointed} are committed or in place"
+    )]
     CutTooFar { to: Seq, checkpointed: Seq },
     #[error("operation {0} is no longer, or not yet, in the log")]
     NotInLog(Seq),
@@ -73,6 +75,16 @@ impl StoreError {
                 what,
                 source,
             },
+        }
+    }
+
+    /// A failed sync. Never a mere lack of space, even if that was the reason: what was not synced
+    /// before may be gone.
+    pub fn sync(what: impl Into<String>, source: io::Error) -> StoreError {
+        StoreError::Io {
+            action: "sync",
+            what: what.into(),
+            source,
         }
     }
 

@@ -202,7 +202,8 @@ impl HeadState {
 
 /// The head and its file.
 pub struct Head {
-    slots: SlotFile,
+    /// `None`: opened for reading only.
+    slots: Option<SlotFile>,
     state: HeadState,
 }
 
@@ -212,7 +213,7 @@ impl Head {
     /// # Errors
     /// As [`SlotFile::create`].
     pub fn create(disk: &dyn Disk, seed: u32, state: HeadState) -> Result<Head> {
-        let slots = SlotFile::create(disk, FILE, seed, &state.encode())?;
+        let slots = Some(SlotFile::create(disk, FILE, seed, &state.encode())?);
         Ok(Head { slots, state })
     }
 
@@ -223,7 +224,21 @@ impl Head {
     pub fn open(disk: &dyn Disk, seed: u32) -> Result<Head> {
         let (slots, raw) = SlotFile::open(disk, FILE, seed)?;
         let state = HeadState::decode(&raw)?;
+        let slots = Some(slots);
         Ok(Head { slots, state })
+    }
+
+    /// One that cannot be updated.
+    pub fn read_only(state: HeadState) -> Head {
+        Head { slots: None, state }
+    }
+
+    /// Reads the file without changing anything, not even by repairing it.
+    ///
+    /// # Errors
+    /// As [`Head::open`].
+    pub fn peek(disk: &dyn Disk, seed: u32) -> Result<HeadState> {
+        HeadState::decode(&SlotFile::peek(disk, FILE, seed)?)
     }
 
     /// What it says.
@@ -239,7 +254,10 @@ impl Head {
     pub fn update(&mut self, change: impl FnOnce(&mut HeadState)) -> Result<()> {
         let mut next = self.state.clone();
         change(&mut next);
-        self.slots.write(&next.encode())?;
+        let Some(slots) = &mut self.slots else {
+            return Err(StoreError::WrongState("it was opened for reading only"));
+        };
+        slots.write(&next.encode())?;
         self.state = next;
         Ok(())
     }

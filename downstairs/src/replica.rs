@@ -51,7 +51,7 @@ pub enum Out {
 /// What is left to do until the log is in the extent files.
 pub enum Settling {
     /// Run this, then call [`Replica::checkpoint_done`].
-    Job(CheckpointJob),
+    Job(Box<CheckpointJob>),
     /// Another checkpoint runs.
     Busy,
     /// Nothing: everything committed is in place.
@@ -453,7 +453,7 @@ impl Replica {
         match store.begin_checkpoint() {
             Ok(Some(job)) => {
                 self.checkpointing = true;
-                Settling::Job(job)
+                Settling::Job(Box::new(job))
             }
             // A poisoned store settles nothing more.
             Ok(None) | Err(_) => Settling::Settled,
@@ -546,15 +546,16 @@ impl Replica {
         result: Result<crate::store::Blocks>,
         out: &mut Vec<Out>,
     ) {
-        let valid = self.store().is_some_and(|s| s.still_valid(job));
-        let result = if valid && result.is_ok() {
+        let Some(store) = self.store() else { return };
+        let result = if store.still_valid(job) && result.is_ok() {
             result
         } else {
-            job.run()
+            // Planned anew: what it looked for has moved.
+            let (block, count) = job.asked();
+            store.read(block, count)
         };
-        let valid = self.store().is_some_and(|s| s.still_valid(job));
         match result {
-            Ok(blocks) if valid => {
+            Ok(blocks) => {
                 let mut sums = BytesMut::with_capacity(blocks.sums.len() * 16);
                 blocks.sums.iter().for_each(|s| sums.put_slice(&s.0));
                 let header = Header::new(Kind::ReadOk, self.member.state().promise, id);
@@ -567,10 +568,6 @@ impl Replica {
                         data,
                     },
                 ));
-            }
-            Ok(_) => {
-                let again = Refusal::Disk("the read was overtaken; ask again".into());
-                self.reply(conn, id, &Reply::Refused(again), out);
             }
             Err(e) => self.reply(conn, id, &Reply::Refused(refusal(e)), out),
         }

@@ -159,6 +159,11 @@ impl SlotFile {
         self.put(self.counter + 1, body)
     }
 
+    /// A file system may first find at a sync that it is full; then, too, nothing is known.
+    fn sync(&self) -> std::io::Result<()> {
+        self.file.sync_data().map_err(std::io::Error::other)
+    }
+
     fn put(&mut self, counter: u64, body: &[u8]) -> Result<()> {
         if let Some(why) = &self.failed {
             return Err(StoreError::Poisoned { why: why.clone() });
@@ -177,14 +182,18 @@ impl SlotFile {
             let mut parts = [IoSlice::new(head.as_bytes()), IoSlice::new(body)];
             self.file.write_at(&mut parts, at)
         });
-        match done.and_then(|()| self.file.sync_data()) {
+        match done.and_then(|()| self.sync()) {
             Ok(()) => {
                 self.counter = counter;
                 Ok(())
             }
             Err(e) => {
-                self.failed = Some(format!("writing {} failed: {e}", self.name));
-                Err(StoreError::io("write", self.name.as_str(), e))
+                let e = StoreError::io("write", self.name.as_str(), e);
+                // Without space nothing was synced, and the next try writes the same slot again.
+                if !matches!(e, StoreError::NoSpace { .. }) {
+                    self.failed = Some(e.to_string());
+                }
+                Err(e)
             }
         }
     }

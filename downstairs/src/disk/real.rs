@@ -8,20 +8,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use rustix::fs::FallocateFlags;
-use trivet_protocol::Recorder;
+use rustix::fs::{FallocateFlags, FlockOperation};
+use trivet_protocol::{NullRecorder, Recorder};
 
 use super::{Disk, DiskFile, Space};
+use crate::error::{Result, StoreError};
 
 /// Slices given to one pwritev; the kernel takes 1024.
 const MAX_SLICES: usize = 512;
 /// Zeros written at once where holes cannot be punched.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A directory of the host.
 pub struct RealDisk {
     dir: PathBuf,
     recorder: Arc<dyn Recorder>,
+    writable: bool,
+    /// Keeps others out for as long as this lives.
+    _lock: Option<File>,
 }
 
 impl RealDisk {
@@ -30,7 +34,39 @@ impl RealDisk {
         RealDisk {
             dir: dir.to_path_buf(),
             recorder,
+            writable: true,
+            _lock: None,
         }
+    }
+
+    /// The same, for this process alone: an exclusive flock on the directory is held until the
+    /// value is dropped.
+    ///
+    /// # Errors
+    /// There is no such directory, or another process uses it.
+    pub fn locked(dir: &Path, recorder: Arc<dyn Recorder>) -> Result<RealDisk> {
+        let lock = lock(dir, FlockOperation::NonBlockingLockExclusive)?;
+        let mut disk = RealDisk::new(dir, recorder);
+        disk._lock = Some(lock);
+        Ok(disk)
+    }
+
+    /// The directory, to be read only, without a lock.
+    pub fn read_only(dir: &Path) -> RealDisk {
+        let mut disk = RealDisk::new(dir, Arc::new(NullRecorder));
+        disk.writable = false;
+        disk
+    }
+
+    /// The directory, to be read only, while nobody changes it: a shared flock is held.
+    ///
+    /// # Errors
+    /// There is no such directory, or another process uses it.
+    pub fn locked_for_reading(dir: &Path) -> Result<RealDisk> {
+        let lock = lock(dir, FlockOperation::NonBlockingLockShared)?;
+        let mut disk = RealDisk::read_only(dir);
+        disk._lock = Some(lock);
+        Ok(disk)
     }
 
     fn wrap(&self, file: File) -> Arc<dyn DiskFile> {
@@ -41,11 +77,24 @@ impl RealDisk {
     }
 }
 
+fn lock(dir: &Path, how: FlockOperation) -> Result<File> {
+    let what = || dir.display().to_string();
+    let file = File::open(dir).map_err(|e| StoreError::io("open", what(), e))?;
+    match rustix::fs::flock(&file, how) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Foreign {
+            what: what(),
+            why: "it is in use by another process; stop that one first".to_owned(),
+        }),
+        Err(e) => Err(StoreError::io("lock", what(), e.into())),
+    }
+}
+
 impl Disk for RealDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let file = OpenOptions::new()
             .read(true)
-            .write(true)
+            .write(self.writable)
             .open(self.dir.join(name))?;
         Ok(self.wrap(file))
     }
@@ -175,7 +224,6 @@ impl DiskFile for RealFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trivet_protocol::NullRecorder;
 
     #[test]
     fn parts_land_one_after_the_other_and_holes_read_as_zeros() {

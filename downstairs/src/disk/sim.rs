@@ -7,7 +7,7 @@
 //! from before a crash are dead. Dropping the user's objects without a crash models a killed
 //! process: the page cache stays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,7 +22,7 @@ pub struct Rng(pub u64);
 
 impl Rng {
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -32,7 +32,7 @@ impl Rng {
 
     /// A number below `n` (0 if `n` is 0).
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next().checked_rem(n).unwrap_or(0)
+        self.draw().checked_rem(n).unwrap_or(0)
     }
 
     /// True once in `n` times.
@@ -50,6 +50,8 @@ struct Inode {
     dirty: BTreeMap<u64, Vec<Sector>>,
     /// In the page cache, marked clean by a failed or lying sync, but never on the disk.
     ghost: BTreeMap<u64, Sector>,
+    /// Pages given back by punching.
+    holes: BTreeSet<u64>,
 }
 
 impl Inode {
@@ -67,6 +69,7 @@ impl Inode {
             let (n, off) = (at / SECTOR, (at % SECTOR) as usize);
             let now = buf.len().min(SECTOR as usize - off);
             let mut s = self.sector(n);
+            self.holes.remove(&(n * SECTOR / PAGE));
             s[off..off + now].copy_from_slice(&buf[..now]);
             let versions = self.dirty.entry(n).or_default();
             // More than a few versions add nothing that a crash could tell apart.
@@ -137,20 +140,23 @@ impl Inode {
         self.durable_size = self.size;
     }
 
+    fn has_page(&self, page: u64) -> bool {
+        let sectors = page * (PAGE / SECTOR)..(page + 1) * (PAGE / SECTOR);
+        let some = |map: &BTreeMap<u64, Sector>| map.range(sectors.clone()).next().is_some();
+        let written = some(&self.durable)
+            || some(&self.ghost)
+            || self.dirty.range(sectors.clone()).next().is_some();
+        written && !self.holes.contains(&page)
+    }
+
     fn allocated(&self) -> u64 {
-        let zero = [0; SECTOR as usize];
         let sectors = self
             .durable
             .keys()
             .chain(self.ghost.keys())
             .chain(self.dirty.keys());
-        let mut pages: Vec<u64> = sectors
-            .filter(|n| self.sector(**n) != zero)
-            .map(|n| n * SECTOR / PAGE)
-            .collect();
-        pages.sort_unstable();
-        pages.dedup();
-        pages.len() as u64 * PAGE
+        let pages: BTreeSet<u64> = sectors.map(|n| n * SECTOR / PAGE).collect();
+        pages.difference(&self.holes).count() as u64 * PAGE
     }
 }
 
@@ -569,10 +575,8 @@ impl DiskFile for SimFile {
         self.with("write", |s, i| {
             let all: Vec<u8> = parts.iter().flat_map(|p| p.iter().copied()).collect();
             if let Some(capacity) = s.capacity {
-                let before = i.allocated();
-                let mut grown = i.clone();
-                grown.write(at, &all);
-                let more = grown.allocated().saturating_sub(before);
+                let pages = at / PAGE..(at + all.len() as u64).div_ceil(PAGE);
+                let more = pages.filter(|p| !i.has_page(*p)).count() as u64 * PAGE;
                 if s.used + more > capacity {
                     return Err(io::ErrorKind::StorageFull.into());
                 }
@@ -633,11 +637,14 @@ impl DiskFile for SimFile {
                 .copied()
                 .filter(present)
                 .collect();
-            for n in touched {
+            for n in &touched {
                 let from = (n * SECTOR).max(at);
                 let to = ((n + 1) * SECTOR).min(at + bytes);
                 i.write(from, &vec![0; (to - from) as usize]);
             }
+            let whole = at.div_ceil(PAGE)..(at + bytes) / PAGE;
+            let present: Vec<u64> = touched.iter().map(|n| n * SECTOR / PAGE).collect();
+            i.holes.extend(present.iter().filter(|p| whole.contains(p)));
             i.size = size;
             s.used = s.used.saturating_sub(before.saturating_sub(i.allocated()));
             Ok(())

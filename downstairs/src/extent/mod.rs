@@ -196,7 +196,7 @@ impl Extents {
         }
         file.file.sync_data().map_err(|e| {
             self.sync_failed.store(true, Ordering::Release);
-            StoreError::io("sync", file.no.name(), e)
+            StoreError::sync(file.no.name(), e)
         })
     }
 

@@ -94,7 +94,7 @@ impl Log {
         }
         self.file.sync_data().map_err(|e| {
             *failed = true;
-            StoreError::io("sync", FILE, e)
+            StoreError::sync(FILE, e)
         })
     }
 

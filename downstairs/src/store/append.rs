@@ -5,7 +5,6 @@
 //! page of the ring before it can change a part of it.
 
 use std::io::IoSlice;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use trivet_protocol::breaks::{self, Break};
@@ -172,7 +171,7 @@ impl Store {
             rest: &entry.data,
             used: 0,
         };
-        let (extents, dirty) = (&self.shared.extents, &mut self.dirty);
+        let (extents, dirty, record) = (&self.shared.extents, &mut self.dirty, self.end);
         for (i, op) in entry.ops.iter().enumerate() {
             let Op::Write { block, count } = *op else {
                 continue;
@@ -187,7 +186,7 @@ impl Store {
                 parts.clear();
                 segments.take(n as usize * BLOCK_BYTES, &mut parts);
                 extents.write_data(&file, first, &mut parts)?;
-                dirty.insert(no.0, file);
+                dirty.insert(no.0, (file, record));
                 Ok(())
             })?;
         }
@@ -298,11 +297,6 @@ impl Store {
             synced,
         );
         self.shared.log.write(&mut [IoSlice::new(&mark)], self.end)
-    }
-
-    /// The extent files that must be synced along with the log.
-    pub(super) fn take_dirty(&mut self) -> Vec<Arc<crate::extent::ExtentFile>> {
-        std::mem::take(&mut self.dirty).into_values().collect()
     }
 }
 

@@ -116,11 +116,12 @@ impl Store {
     /// returns; everything up to `to` then is, too.
     ///
     /// # Errors
-    /// [`StoreError::CutTooFar`] if some of it is in the extent files already, or in the part
-    /// that a running checkpoint moves; or the disk fails.
+    /// [`StoreError::CutTooFar`] if some of it is known to be committed, is in the extent files
+    /// already, or in the part that a running checkpoint moves; or the disk fails.
     pub fn cut(&mut self, to: Seq) -> Result<()> {
         self.usable()?;
         let moved = self.checkpoint.map_or(self.checkpointed.seq, |c| c.upto);
+        let moved = moved.max(self.commit);
         if to < moved {
             return Err(StoreError::CutTooFar {
                 to,

@@ -89,8 +89,11 @@ pub struct Store {
     pub(crate) durable: Seq,
     pub(crate) epoch: u64,
     pub(crate) blocks: u64,
-    /// Extent files with data written in place since the last sync began.
-    pub(crate) dirty: BTreeMap<u32, Arc<ExtentFile>>,
+    /// Extent files with data written in place, and the record that it was last written for;
+    /// they stay here until a sync that covers that record has finished. (Taking them out when a
+    /// sync begins let a second sync, finishing first, call data durable that only the first one
+    /// was going to sync.)
+    pub(crate) dirty: BTreeMap<u32, (Arc<ExtentFile>, u64)>,
     pub(crate) checkpoint: Option<Running>,
     /// Goes up when a checkpoint begins and when history is cut: what a read planned before may
     /// have moved.
@@ -297,9 +300,10 @@ impl Store {
         }
     }
 
-    /// Notes that the disk can no longer be trusted; hands the error back.
+    /// Notes that the disk can no longer be trusted; hands the error back. A full disk can be:
+    /// the same write is offered again or never counted.
     pub(crate) fn poisoned_by(&mut self, e: StoreError) -> StoreError {
-        if self.poison.is_none() {
+        if self.poison.is_none() && !matches!(e, StoreError::NoSpace { .. }) {
             self.shared.recorder.count("downstairs.store.poisoned", 1);
             self.poison = Some(e.to_string());
         }

@@ -5,10 +5,12 @@
 //! never got, and a second sync would say yes to nothing), and only then start a new epoch. A
 //! crash anywhere in it leaves a region that opens again, with the same history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use trivet_protocol::{BLOCK_BYTES, Block, Checksum, MemberId, Recorder, Seq, VolumeId};
+use trivet_protocol::{
+    BLOCK_BYTES, Block, Checksum, GenerationTable, MemberId, NullRecorder, Recorder, Seq, VolumeId,
+};
 
 use super::{Shared, Store};
 use crate::disk::Disk;
@@ -147,28 +149,66 @@ impl Store {
             bytes: end - h.tail,
             rewritten,
         };
+        let store = Self::assemble(shared, h, replayed.records, replayed.table, end);
+        // From now on an END of this epoch stands at the end, so that the next opening is sure.
+        store.write_end_mark()?;
+        store.shared.log.sync()?;
+        Ok((store, report))
+    }
+
+    /// Opens a region for reading only and changes nothing in it, for offline tools. What follows
+    /// an unsure end of the log is not shown.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn inspect(disk: Arc<dyn Disk>) -> Result<(Store, Tail)> {
+        let region = Region::load(&*disk)?;
+        let seed = region.seed();
+        let state = Head::peek(&*disk, seed)?;
+        let log = Log::open(&*disk, region.log_bytes)?;
+        let extents = Extents::open(Arc::clone(&disk), &region)?;
+        let mut replayed = replay(&log, seed, &state)?;
+        let shared = Shared {
+            disk,
+            region,
+            seed,
+            log,
+            extents,
+            head: Mutex::new(Head::read_only(state.clone())),
+            recorder: Arc::new(NullRecorder),
+        };
+        drop_unverified(&shared, &mut replayed)?;
+        let (records, table) = (replayed.records, replayed.table);
+        let mut store = Self::assemble(shared, state, records, table, replayed.end);
+        store.poison = Some("it was opened for reading only".to_owned());
+        Ok((store, replayed.tail))
+    }
+
+    fn assemble(
+        shared: Shared,
+        h: HeadState,
+        records: VecDeque<Logged>,
+        table: GenerationTable,
+        end: u64,
+    ) -> Store {
         let mut overlay = Overlay::default();
-        for record in replayed
-            .records
-            .iter()
-            .filter(|r| r.pos >= h.checkpointed_to)
-        {
+        for record in records.iter().filter(|r| r.pos >= h.checkpointed_to) {
             for op in record.ops.as_slice() {
                 overlay.put(op, record);
             }
         }
-        let last = replayed.table.end().seq;
-        let store = Store {
+        let last = table.end().seq;
+        Store {
             shared: Arc::new(shared),
             overlay,
-            records: replayed.records,
+            records,
             end,
-            table: replayed.table,
+            table,
             tail: h.tail,
             tail_seq: h.tail_seq,
             checkpointed: h.checkpointed,
             checkpointed_to: h.checkpointed_to,
-            commit: commit.min(last),
+            commit: h.commit.min(last),
             trim: h.tail_seq,
             synced_to: end,
             durable: last,
@@ -179,11 +219,7 @@ impl Store {
             rounds: 0,
             poison: None,
             scratch: Vec::new(),
-        };
-        // From now on an END of this epoch stands at the end, so that the next opening is sure.
-        store.write_end_mark()?;
-        store.shared.log.sync()?;
-        Ok((store, report))
+        }
     }
 }
 
@@ -287,11 +323,14 @@ fn harden(shared: &Shared, replayed: &Replayed) -> Result<u64> {
         at += now as u64;
         bytes += now as u64;
     }
-    if bytes > 0 {
+    // An earlier process may have created extent files and not come to sync their names.
+    if !shared.head().state().clean {
         shared
             .disk
             .sync_dir(extent::DIR)
             .map_err(|e| StoreError::io("sync", extent::DIR, e))?;
+    }
+    if bytes > 0 {
         shared.log.sync()?;
     }
     Ok(bytes)

@@ -96,6 +96,11 @@ impl Store {
 }
 
 impl ReadJob {
+    /// What it reads: first block and number of blocks.
+    pub fn asked(&self) -> (Block, u32) {
+        (Block(self.block), self.count as u32)
+    }
+
     /// Reads.
     ///
     /// # Errors

@@ -69,7 +69,7 @@ impl Store {
     }
 
     /// The first extent at or after a block that exists, or that the log writes to.
-    fn next_extent(&self, at: u64) -> Option<ExtentNo> {
+    pub(crate) fn next_extent(&self, at: u64) -> Option<ExtentNo> {
         let extents = &self.shared.extents;
         let (from, last) = (extents.locate(at).0, extents.locate(self.blocks - 1).0);
         let file = extents.first_existing(from, last);

@@ -54,7 +54,7 @@ impl Store {
         self.usable()?;
         Ok(SyncJob {
             shared: Arc::clone(&self.shared),
-            files: self.take_dirty(),
+            files: self.dirty.values().map(|(f, _)| Arc::clone(f)).collect(),
             upto: self.end().seq,
             end: self.end,
             epoch: self.epoch,
@@ -77,6 +77,7 @@ impl Store {
                 if job.epoch == self.epoch {
                     self.synced_to = self.synced_to.max(job.end);
                     self.durable = self.durable.max(job.upto);
+                    self.dirty.retain(|_, (_, record)| *record >= job.end);
                 }
                 Ok(self.durable)
             }

@@ -71,6 +71,16 @@ impl Upstairs {
             all.sort_unstable();
             return all.into_iter().rev().nth(1).unwrap_or_default();
         }
+        // Below the policy's least number of copies nothing more is promised: writes are taken,
+        // flushes wait until another replica has joined.
+        let pending = self.pending.as_ref().map(|p| &p.record);
+        if [Some(record), pending]
+            .into_iter()
+            .flatten()
+            .any(Record::below_policy)
+        {
+            return self.commit;
+        }
         let settled = record.quorum_of(reached);
         match &self.pending {
             Some(p) if !breaks::on(Break::RecordCountedOnce) => {
@@ -259,6 +269,7 @@ impl Upstairs {
     }
 
     pub(super) fn tick_membership(&mut self, now: Now) {
+        self.claim_late_ones(now);
         if self.pending.is_none() {
             self.consider_shrink(now);
         }

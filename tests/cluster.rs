@@ -399,7 +399,9 @@ fn embedded_volumes_come_back_and_a_lost_region_is_never_made_anew() {
     let embedded = open().unwrap();
     assert!(open().is_err(), "its pools are in use");
     let volume = embedded.volume();
-    (1..=300).for_each(|n| drop(volume.submit(history.batch(n)).unwrap()));
+    for n in 1..=300 {
+        volume.submit(history.batch(n)).unwrap();
+    }
     drop(volume);
     embedded.close().unwrap();
     let began = Instant::now();

@@ -71,16 +71,6 @@ impl Upstairs {
             all.sort_unstable();
             return all.into_iter().rev().nth(1).unwrap_or_default();
         }
-        // Below the policy's least number of copies nothing more is promised: writes are taken,
-        // flushes wait until another replica has joined.
-        let pending = self.pending.as_ref().map(|p| &p.record);
-        if [Some(record), pending]
-            .into_iter()
-            .flatten()
-            .any(Record::below_policy)
-        {
-            return self.commit;
-        }
         let settled = record.quorum_of(reached);
         match &self.pending {
             Some(p) if !breaks::on(Break::RecordCountedOnce) => {
@@ -88,6 +78,16 @@ impl Upstairs {
             }
             _ => settled,
         }
+    }
+
+    /// Fewer copies are in sync than the policy asks for: writes are taken, and committed on those
+    /// that there are, but no flush is answered until another replica has joined.
+    pub(super) fn below_policy(&self) -> bool {
+        let pending = self.pending.as_ref().map(|p| &p.record);
+        [self.record.as_ref(), pending]
+            .into_iter()
+            .flatten()
+            .any(Record::below_policy)
     }
 
     /// The newest record, settled or not: what members that join late are given.
@@ -177,6 +177,7 @@ impl Upstairs {
         }
         self.single_copy_told = single;
         self.advance(now);
+        self.answer_flushes(now);
         self.release_history();
         for link in self.links() {
             self.consider_join(now, link);

@@ -160,6 +160,7 @@ impl World {
             0 => {
                 self.say(|| format!("node {node} loses its disk"));
                 self.harmed = true;
+                self.gone_for_good = true;
                 self.stop_node(node);
                 self.nodes[node].disk.wipe();
                 self.nodes[node].lost = true;
@@ -171,6 +172,7 @@ impl World {
                 };
                 self.say(|| format!("node {node} is restored from a backup"));
                 self.harmed = true;
+                self.gone_for_good = true;
                 self.stop_node(node);
                 self.nodes[node].disk.restore(&backup);
                 self.nodes[node].disk.crash(1);

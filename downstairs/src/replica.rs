@@ -659,13 +659,16 @@ impl Replica {
                 Ok(Reply::Renewed)
             }
             Request::PutRecord(record) => {
-                let blocks = record.blocks;
+                let (blocks, in_set) = (record.blocks, record.in_sync.contains(&self.id()));
                 let (version, keep) = self.member.put_record(now, g, record)?;
                 self.keep(keep)?;
+                let in_line = self.conns.get(&conn).is_some_and(|c| c.generation == g);
                 if let Keeper::Region(store) = &mut self.keeper {
                     store.grow(blocks).map_err(refusal)?;
-                    // The activation that wrote this record has settled where histories end.
-                    store.settle_tail().map_err(refusal)?;
+                    if in_set && in_line {
+                        // Whoever counts us, with this stream, knows where our log ends.
+                        store.settle_tail().map_err(refusal)?;
+                    }
                 }
                 Ok(Reply::Recorded(version))
             }

@@ -902,7 +902,10 @@ impl World {
     }
 
     fn gone(&mut self, up: usize) {
-        self.stop_up(up);
+        // The process lives on for a moment: what it hands back gets out.
+        let inc = self.ups[up].incarnation;
+        self.ups[up].leaving = true;
+        self.after(50 * MS, Event::Gone(up, inc));
         let next = self.rng.below(self.ups.len() as u64) as usize;
         let nanos = 100 * MS + self.rng.below(500 * MS);
         self.after(nanos, Event::Promote(next));
@@ -1123,6 +1126,7 @@ impl World {
             .iter()
             .position(|u| u.core.as_ref().is_some_and(Upstairs::is_active))
         else {
+            self.describe_nodes();
             return fail("liveness: nobody is active although everything was healed".into());
         };
         if !self.is_well() {

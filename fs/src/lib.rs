@@ -11,6 +11,7 @@ mod core;
 mod data;
 mod error;
 mod format;
+mod fsck;
 pub mod lock;
 mod ops;
 #[cfg(test)]
@@ -19,4 +20,5 @@ mod testing;
 pub use api::*;
 pub use data::MAX_IO;
 pub use error::{FsError, FsResult};
+pub use fsck::{Finding, Report, fsck};
 pub use ops::{Fs, MkfsOptions, Settings, mkfs};

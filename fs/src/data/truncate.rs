@@ -116,7 +116,7 @@ impl Fs {
         self.versions.bump(ino);
         self.contents.bump(ino);
         let from = size.div_ceil(BLOCK);
-        if size % BLOCK != 0 {
+        if !size.is_multiple_of(BLOCK) {
             self.zero_part(core, ino, edges, size, from * BLOCK)?;
         }
         if !core.unmap(ino, inode, from, u64::MAX, STEP)? {

@@ -95,7 +95,8 @@ fn check_set(
     if !owner && (to(&set.atime) || to(&set.mtime)) {
         return Err(FsError::NotPermitted);
     }
-    if !owner && !(keep(&set.atime) && keep(&set.mtime)) {
+    let times = !keep(&set.atime) || !keep(&set.mtime);
+    if !owner && times {
         core.check(creds, id.ino, inode, Access::WRITE)?;
     }
     Ok(())

@@ -35,8 +35,7 @@ impl Core {
     /// Stores an inode, its times included.
     pub(crate) fn put_inode(&mut self, ino: Ino, inode: &Inode) -> FsResult<()> {
         btree::insert(self, &Key::new(ino, Kind::Inode, 0), &inode.encode())?;
-        // Should the operation fail after this, the times in the item are merely old ones.
-        self.lazy.remove(&ino);
+        self.set_lazy(ino, None);
         Ok(())
     }
 

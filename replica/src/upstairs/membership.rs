@@ -71,16 +71,6 @@ impl Upstairs {
             all.sort_unstable();
             return all.into_iter().rev().nth(1).unwrap_or_default();
         }
-        // Below the policy's least number of copies nothing more is promised: writes are taken,
-        // flushes wait until another replica has joined.
-        let pending = self.pending.as_ref().map(|p| &p.record);
-        if [Some(record), pending]
-            .into_iter()
-            .flatten()
-            .any(Record::below_policy)
-        {
-            return self.commit;
-        }
         let settled = record.quorum_of(reached);
         match &self.pending {
             Some(p) if !breaks::on(Break::RecordCountedOnce) => {
@@ -88,6 +78,16 @@ impl Upstairs {
             }
             _ => settled,
         }
+    }
+
+    /// Fewer copies are in sync than the policy asks for: writes are taken, and committed on those
+    /// that there are, but no flush is answered until another replica has joined.
+    pub(super) fn below_policy(&self) -> bool {
+        let pending = self.pending.as_ref().map(|p| &p.record);
+        [self.record.as_ref(), pending]
+            .into_iter()
+            .flatten()
+            .any(Record::below_policy)
     }
 
     /// The newest record, settled or not: what members that join late are given.
@@ -100,6 +100,7 @@ impl Upstairs {
 
     /// Sends a record to every member of the old list and of the new.
     pub(super) fn propose(&mut self, now: Now, mut record: Record, notice: Option<Notice>) {
+        self.last_record = now;
         for info in &mut record.members {
             let Some(link) = self.link_of(info.id) else {
                 continue;
@@ -177,6 +178,7 @@ impl Upstairs {
         }
         self.single_copy_told = single;
         self.advance(now);
+        self.answer_flushes(now);
         self.release_history();
         for link in self.links() {
             self.consider_join(now, link);
@@ -273,6 +275,30 @@ impl Upstairs {
         if self.pending.is_none() {
             self.consider_shrink(now);
         }
+        if self.pending.is_none() {
+            self.refresh_record(now);
+        }
+    }
+
+    /// Writes the positions reached and the openings seen into a new record from time to time, so
+    /// that a replica restored from a backup is recognised (design section 5).
+    fn refresh_record(&mut self, now: Now) {
+        let Some(record) = &self.record else { return };
+        let due = now.since(self.last_record) >= self.config.limits.record_refresh;
+        let known = |m: &MemberInfo| {
+            let peer = self.link_of(m.id).map(|l| self.peer(l));
+            let opens = peer
+                .and_then(|p| p.welcome.as_ref())
+                .map_or(0, |(_, w)| w.opens);
+            let behind = record.in_sync.contains(&m.id) && m.durable.seq < self.commit;
+            opens > m.opens || behind
+        };
+        if !due || !record.members.iter().any(known) {
+            return;
+        }
+        let mut next = record.clone();
+        next.version = self.next_version();
+        self.propose(now, next, None);
     }
 
     /// Why a replica of the set makes no progress, if it makes none.
@@ -317,12 +343,7 @@ impl Upstairs {
         };
         let mut smaller = record;
         smaller.in_sync.remove(&member);
-        let level = smaller.in_sync.iter().all(|m| {
-            self.link_of(*m).is_some_and(|l| {
-                let peer = self.peer(l);
-                peer.unusable.is_none() && peer.durable >= self.commit
-            })
-        });
+        let level = self.level_without(member);
         if !level && !breaks::on(Break::ShrinkBeforeLevel) {
             // The others are being synced all the time: a later tick finds them level.
             return;
@@ -343,17 +364,40 @@ impl Upstairs {
         let replica = record
             .member(member)
             .is_some_and(|m| m.kind == MemberKind::Replica);
-        if !replica
-            || record.in_sync.contains(&member)
-            || record.in_sync.len() >= MAX_IN_SYNC
-            || peer.durable < self.commit
-        {
+        if !replica || record.in_sync.contains(&member) || peer.durable < self.commit {
             return;
         }
-        let mut larger = record.clone();
-        larger.in_sync.insert(member);
-        larger.version = self.next_version();
-        self.propose(now, larger, Some(Notice::JoinedSet { member }));
+        let mut next = record.clone();
+        if next.in_sync.len() >= MAX_IN_SYNC {
+            // It may take the place of one that makes no progress, by this one record.
+            let stalled = next
+                .in_sync
+                .iter()
+                .copied()
+                .find(|m| self.stalled(now, *m).is_some());
+            let Some(gone) = stalled else { return };
+            next.in_sync.remove(&gone);
+            if !self.level_without(gone) {
+                return;
+            }
+        }
+        next.in_sync.insert(member);
+        next.version = self.next_version();
+        self.propose(now, next, Some(Notice::JoinedSet { member }));
+    }
+
+    /// Whether every replica of the set but this one is durable up to the commit position.
+    fn level_without(&self, gone: MemberId) -> bool {
+        self.record
+            .iter()
+            .flat_map(|r| r.in_sync.iter())
+            .filter(|m| **m != gone)
+            .all(|m| {
+                self.link_of(*m).is_some_and(|l| {
+                    let peer = self.peer(l);
+                    peer.unusable.is_none() && peer.durable >= self.commit
+                })
+            })
     }
 
     pub(super) fn on_removed(&mut self, now: Now, link: LinkId, record: Record) {
@@ -385,15 +429,7 @@ impl Upstairs {
     /// # Errors
     /// [`ChangeError`].
     pub fn remove_member(&mut self, now: Now, id: MemberId) -> Result<(), ChangeError> {
-        let level = self
-            .record
-            .iter()
-            .flat_map(|r| r.in_sync.iter())
-            .filter(|m| **m != id)
-            .all(|m| {
-                self.link_of(*m)
-                    .is_some_and(|l| self.peer(l).durable >= self.commit)
-            });
+        let level = self.level_without(id);
         self.change(now, |record| {
             let before = record.members.len();
             record.members.retain(|m| m.id != id);

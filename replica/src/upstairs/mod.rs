@@ -67,6 +67,9 @@ pub struct Limits {
     pub sync_interval: Duration,
     /// Callers are kept waiting this long without a lease, then fail.
     pub lapse_patience: Duration,
+    /// Positions and openings in the record are at most this old while the volume changes: what
+    /// bounds how fresh a backup may be and still be recognised when it is restored.
+    pub record_refresh: Duration,
     /// Resync copies at most this many bytes per second.
     pub resync_rate: u64,
 }
@@ -81,6 +84,7 @@ impl Default for Limits {
             read_patience: Duration::from_millis(300),
             sync_interval: Duration::from_millis(20),
             lapse_patience: Duration::from_secs(10),
+            record_refresh: Duration::from_secs(10),
             resync_rate: 200 << 20,
         }
     }
@@ -308,6 +312,7 @@ pub struct Upstairs {
     renewing: bool,
     last_renew: Now,
     last_sync: Now,
+    last_record: Now,
     single_copy_told: bool,
     out: Vec<Effect>,
 }
@@ -361,6 +366,7 @@ impl Upstairs {
             renewing: false,
             last_renew: Now::default(),
             last_sync: Now::default(),
+            last_record: Now::default(),
             single_copy_told: false,
             out: Vec::new(),
         }
@@ -446,7 +452,7 @@ impl Upstairs {
     pub fn flush(&mut self, now: Now, upto: Seq, wait: WaitId) {
         if !self.serves() {
             self.out.push(Effect::Flushed(wait, Err(self.not_active())));
-        } else if upto <= self.commit {
+        } else if upto <= self.commit && !self.below_policy() {
             self.complete(now, Effect::Flushed(wait, Ok(self.receipt())));
         } else {
             self.flushes
@@ -480,14 +486,22 @@ impl Upstairs {
             return;
         }
         self.commit = reached;
-        let waiting = self.flushes.split_off(&reached.next());
+        self.answer_flushes(now);
+        self.release_history();
+        self.offer_room(now);
+    }
+
+    /// Answers the flushes that the commit position has reached.
+    fn answer_flushes(&mut self, now: Now) {
+        if self.below_policy() {
+            return;
+        }
+        let waiting = self.flushes.split_off(&self.commit.next());
         let done = std::mem::replace(&mut self.flushes, waiting);
         let receipt = self.receipt();
         for wait in done.into_values().flatten() {
             self.complete(now, Effect::Flushed(wait, Ok(receipt)));
         }
-        self.release_history();
-        self.offer_room(now);
     }
 
     fn offer_room(&mut self, now: Now) {
@@ -694,8 +708,11 @@ impl Upstairs {
                 Ask::Claim if matches!(refusal, Refusal::Leased { .. }) => {}
                 Ask::Hello | Ask::Claim => {
                     let why = refusal.to_string();
-                    self.peer_mut(link).refused = Some(why.clone());
-                    self.notice(Notice::LinkRefused { link, why });
+                    // Asked again and again; said once.
+                    if self.peer(link).refused.as_ref() != Some(&why) {
+                        self.peer_mut(link).refused = Some(why.clone());
+                        self.notice(Notice::LinkRefused { link, why });
+                    }
                 }
                 Ask::BeginResync
                 | Ask::FinishResync

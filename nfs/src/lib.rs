@@ -1,1 +1,8 @@
-//! Placeholder head; filled by the crate.
+//! The NFSv3 export: RPC, portmap, MOUNT, NFS, NLM and NSM over the file system's calls.
+//!
+//! `xdr` and `rpc` know messages and threads and nothing of files; `export` who may do what;
+//! `handle` what clients hold; `portmap`, `mount`, `nfs3`, `nlm` one program each; `commit` and
+//! `replay` what makes an answer durable and given once; `server` wires them.
+
+pub mod rpc;
+pub mod xdr;

@@ -4,5 +4,10 @@
 //! `handle` what clients hold; `portmap`, `mount`, `nfs3`, `nlm` one program each; `commit` and
 //! `replay` what makes an answer durable and given once; `server` wires them.
 
+pub mod commit;
+pub mod export;
+pub mod handle;
+pub mod nfs3;
+pub mod replay;
 pub mod rpc;
 pub mod xdr;

@@ -252,7 +252,11 @@ mod tests {
     #[test]
     fn what_was_written_is_read_back() {
         let mut e = Enc::new();
-        e.u32(7).u64(1 << 40).bool(true).opaque(b"abcde").fixed(b"xy");
+        e.u32(7)
+            .u64(1 << 40)
+            .bool(true)
+            .opaque(b"abcde")
+            .fixed(b"xy");
         assert_eq!(e.len() % 4, 0);
         let mut d = dec(e.bytes());
         assert_eq!(d.u32(), Ok(7));

@@ -185,6 +185,8 @@ pub trait Program: Send + Sync {
     fn versions(&self) -> (u32, u32);
     /// Serves a call of one of these versions. It must answer, now or later, or mean not to.
     fn call(&self, call: Call);
+    /// The calls that arrived together have been handled.
+    fn turn_ended(&self) {}
     /// A connection ended.
     fn ended(&self, _conn: &Conn) {}
 }
@@ -262,6 +264,12 @@ impl Messages for Programs {
 
     fn expected(&self, peer: SocketAddr) -> bool {
         (self.expected)(peer)
+    }
+
+    fn turn_ended(&self) {
+        for p in &self.programs {
+            p.turn_ended();
+        }
     }
 
     fn ended(&self, conn: &Conn) {

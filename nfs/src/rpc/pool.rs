@@ -100,6 +100,9 @@ pub trait Messages: Send + Sync {
     fn message(&self, message: Bytes, replier: Replier);
     /// Whether the address is of a client that is expected; strangers get tighter limits.
     fn expected(&self, peer: SocketAddr) -> bool;
+    /// The messages that arrived together have been handled: what they left to be done together
+    /// is done now.
+    fn turn_ended(&self);
     /// A connection ended.
     fn ended(&self, conn: &Conn);
 }
@@ -136,6 +139,12 @@ pub(crate) struct Shared {
 thread_local! {
     /// Connection whose replies this thread will send at the end of its turn.
     static SERVING: Cell<u64> = const { Cell::new(u64::MAX) };
+}
+
+/// Whether this thread is inside a connection's turn, at whose end [`Messages::turn_ended`] is
+/// called.
+pub fn in_turn() -> bool {
+    SERVING.get() != u64::MAX
 }
 
 impl Shared {
@@ -303,6 +312,7 @@ impl Shared {
             }
             if !self.has_room(conn, 1) {
                 SERVING.set(u64::MAX);
+                messages.turn_ended();
                 self.send(conn);
                 self.stall(conn);
                 return;
@@ -315,6 +325,7 @@ impl Shared {
                 Ok(Progress::Record(m)) => m,
                 Ok(Progress::Starved) => {
                     SERVING.set(u64::MAX);
+                    messages.turn_ended();
                     self.send(conn);
                     self.rearm(conn);
                     return;
@@ -338,6 +349,7 @@ impl Shared {
             if state.swap(0, Ordering::AcqRel) & 1 == 1 {
                 // The turn went to another thread; only what was replied here is left to send.
                 SERVING.set(u64::MAX);
+                messages.turn_ended();
                 self.send(conn);
                 return;
             }
@@ -407,7 +419,14 @@ impl Shared {
             true => self.limits.stranger_record,
             false => self.limits.record,
         };
-        let conn = Arc::new(Conn::new(ConnId(id), stream, peer, listener, limit, stranger)?);
+        let conn = Arc::new(Conn::new(
+            ConnId(id),
+            stream,
+            peer,
+            listener,
+            limit,
+            stranger,
+        )?);
         conn.last_call_ms.store(self.now_ms(), Ordering::Relaxed);
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
         if stranger {

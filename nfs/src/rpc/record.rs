@@ -252,10 +252,7 @@ mod tests {
         [&word.to_be_bytes(), body].concat()
     }
 
-    fn all(
-        a: &mut Assembler,
-        mut f: impl FnMut(&mut Vec<u8>) -> io::Result<usize>,
-    ) -> Vec<Bytes> {
+    fn all(a: &mut Assembler, mut f: impl FnMut(&mut Vec<u8>) -> io::Result<usize>) -> Vec<Bytes> {
         let mut out = Vec::new();
         while let Progress::Record(r) = a.next(&mut f).unwrap() {
             out.push(r);
@@ -315,7 +312,10 @@ mod tests {
     fn an_idle_connection_holds_no_buffer() {
         let bytes = record(&[1; 50_000], true);
         let mut a = Assembler::new(1 << 20);
-        assert_eq!(all(&mut a, stream(&bytes, std::iter::repeat(7000))).len(), 1);
+        assert_eq!(
+            all(&mut a, stream(&bytes, std::iter::repeat(7000))).len(),
+            1
+        );
         assert_eq!(a.reserved(), 0);
     }
 }

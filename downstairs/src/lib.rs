@@ -1,1 +1,3 @@
-//! Placeholder head; filled by the crate.
+//! One replica of a volume: a log, then extents; and the member that votes for it.
+
+pub mod member;

@@ -9,10 +9,12 @@ pub mod checksum;
 pub mod entry;
 pub mod frame;
 pub mod ids;
+pub mod io;
 pub mod limits;
 pub mod message;
 pub mod record;
 pub mod recorder;
+pub mod time;
 
 pub use checksum::Checksum;
 pub use entry::{Batch, Entry, EntryError, Op};
@@ -21,3 +23,4 @@ pub use ids::{
 };
 pub use record::{MemberInfo, MemberKind, Record, RecordVersion};
 pub use recorder::{NullRecorder, Recorder};
+pub use time::Now;

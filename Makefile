@@ -1,0 +1,31 @@
+# Every job by name. `make` alone lists them. A target is here when it works, not before.
+SHELL := /bin/bash
+CARGO ?= cargo
+
+.DEFAULT_GOAL := help
+.PHONY: help build check test bench deny clean
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## Build target/release/trivet
+	$(CARGO) build --release --locked --bin trivet
+
+check: ## Formatting and lints, as CI has them
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+test: ## Everything that a change must pass (says first how long; YES=1 installs what is missing unasked)
+	@scripts/test
+
+bench: build ## Measure a volume beside its limits (a plain file so far; QUICK=1 for the short form)
+	@mkdir -p var
+	target/release/trivet bench volume --plain var/bench.img $(if $(QUICK),--quick)
+
+deny: ## Advisories, licences, sources of the dependencies (needs cargo-deny and the network)
+	@command -v cargo-deny >/dev/null || { \
+	  echo "cargo-deny is missing: cargo install cargo-deny --locked"; exit 1; }
+	$(CARGO) deny --locked check
+
+clean: ## Remove everything built
+	$(CARGO) clean

@@ -1,0 +1,444 @@
+//! Who counts: the record, changes of it, and the commit position (invariants 3 and 6).
+//!
+//! From the moment a new record is sent until a majority of members stored it, an
+//! acknowledgement needs the quorum of the old set *and* of the new one. There is no taking back,
+//! only a later record. Before a smaller set is proposed, every replica that stays is durable up
+//! to the commit position.
+
+use std::collections::BTreeSet;
+
+use trivet_protocol::breaks::{self, Break};
+use trivet_protocol::limits::MAX_IN_SYNC;
+use trivet_protocol::message::{DataState, Request, Welcome};
+use trivet_protocol::{MemberId, MemberInfo, MemberKind, Now, Record, RecordVersion, Seq};
+
+use super::{Ask, LinkId, Notice, Phase, Upstairs};
+
+/// A record that was sent and is not settled yet.
+#[derive(Debug)]
+pub struct Pending {
+    /// The record.
+    pub record: Record,
+    /// Members that stored it.
+    pub acks: BTreeSet<MemberId>,
+    /// The list of members changes: majorities of both lists are needed.
+    pub changes_members: bool,
+    /// What people are told once it is settled.
+    notice: Option<Notice>,
+}
+
+/// Why a change of the members is not possible now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// Only the active node changes the list.
+    #[error("the volume is not active here; run this on the active node")]
+    NotActive,
+    /// One change at a time.
+    #[error("another change of the members is under way; try again in a moment")]
+    Busy,
+    /// It would break a rule.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Upstairs {
+    /// The members that count for durability now: the settled set, and the pending one.
+    pub(super) fn all_sets(&self) -> impl Iterator<Item = MemberId> + use<'_> {
+        let settled = self.record.iter().flat_map(|r| r.in_sync.iter().copied());
+        let pending = self
+            .pending
+            .iter()
+            .flat_map(|p| p.record.in_sync.iter().copied());
+        let both: BTreeSet<MemberId> = settled.chain(pending).collect();
+        both.into_iter()
+    }
+
+    fn in_set(&self, member: MemberId) -> bool {
+        self.all_sets().any(|m| m == member)
+    }
+
+    /// The greatest place that is durable on a write quorum of every set that counts.
+    pub(super) fn durable_position(&self) -> Seq {
+        let reached = |id: MemberId| {
+            let peer = self.peer(self.link_of(id)?);
+            (peer.unusable.is_none()).then_some(peer.durable)
+        };
+        let Some(record) = &self.record else {
+            return Seq::ZERO;
+        };
+        if breaks::on(Break::OutOfSyncCounted) {
+            let mut all: Vec<Seq> = self.peers.iter().map(|p| p.durable).collect();
+            all.sort_unstable();
+            return all.into_iter().rev().nth(1).unwrap_or_default();
+        }
+        let settled = record.quorum_of(reached);
+        match &self.pending {
+            Some(p) if !breaks::on(Break::RecordCountedOnce) => {
+                settled.min(p.record.quorum_of(reached))
+            }
+            _ => settled,
+        }
+    }
+
+    /// The newest record, settled or not: what members that join late are given.
+    fn newest_record(&self) -> Option<&Record> {
+        self.pending
+            .as_ref()
+            .map(|p| &p.record)
+            .or(self.record.as_ref())
+    }
+
+    /// Sends a record to every member of the old list and of the new.
+    pub(super) fn propose(&mut self, now: Now, mut record: Record, notice: Option<Notice>) {
+        for info in &mut record.members {
+            let Some(link) = self.link_of(info.id) else {
+                continue;
+            };
+            let peer = self.peer(link);
+            if let Some((_, w)) = &peer.welcome {
+                info.opens = info.opens.max(w.opens);
+            }
+            if peer.unusable.is_none() && record.in_sync.contains(&info.id) {
+                // Only what is committed: what is above may still be cut off by a successor.
+                let seq = peer.durable.min(self.commit);
+                if let Some(generation) = self.history.table().generation_of(seq) {
+                    info.durable = info
+                        .durable
+                        .max(trivet_protocol::Position { generation, seq });
+                }
+            }
+        }
+        let old = self.record.as_ref();
+        let ids = |r: &Record| r.members.iter().map(|m| m.id).collect::<BTreeSet<_>>();
+        let changes_members = old.is_some_and(|old| ids(old) != ids(&record));
+        let acks = BTreeSet::new();
+        self.pending = Some(Pending {
+            record,
+            acks,
+            changes_members,
+            notice,
+        });
+        for link in self.links() {
+            if self.peer(link).granted {
+                self.put_record(now, link);
+            }
+        }
+    }
+
+    pub(super) fn put_record(&mut self, now: Now, link: LinkId) {
+        if let Some(record) = self.newest_record().cloned() {
+            self.ask(now, link, Ask::PutRecord, &Request::PutRecord(record));
+        }
+    }
+
+    pub(super) fn on_recorded(&mut self, now: Now, link: LinkId, version: RecordVersion) {
+        let (Some(member), Some(pending)) = (self.peer(link).member, &mut self.pending) else {
+            return;
+        };
+        if pending.record.version != version {
+            return;
+        }
+        pending.acks.insert(member);
+        let settled = pending.record.is_majority(&pending.acks)
+            && (!pending.changes_members
+                || self
+                    .record
+                    .as_ref()
+                    .is_none_or(|old| old.is_majority(&pending.acks)));
+        if settled {
+            self.settled(now);
+        }
+    }
+
+    fn settled(&mut self, now: Now) {
+        let Some(pending) = self.pending.take() else {
+            return;
+        };
+        self.record = Some(pending.record);
+        if let Some(notice) = pending.notice {
+            self.notice(notice);
+        }
+        if matches!(self.phase, Phase::Activating(_)) {
+            self.activated(now);
+        }
+        let single = self.record.as_ref().is_some_and(|r| r.in_sync.len() == 1);
+        if single && !self.single_copy_told {
+            self.notice(Notice::SingleCopy);
+        }
+        self.single_copy_told = single;
+        self.advance(now);
+        self.release_history();
+        for link in self.links() {
+            self.consider_join(now, link);
+            self.consider_resync(now, link);
+        }
+    }
+
+    fn next_version(&self) -> RecordVersion {
+        let newest = self.newest_record().map(|r| r.version).unwrap_or_default();
+        if newest.generation == self.generation.number {
+            RecordVersion {
+                number: newest.number + 1,
+                ..newest
+            }
+        } else {
+            RecordVersion {
+                generation: self.generation.number,
+                number: 0,
+            }
+        }
+    }
+
+    /// A replica that has accepted our claim while we are active: bring it in line.
+    pub(super) fn integrate(&mut self, now: Now, link: LinkId, w: &Welcome) {
+        self.put_record(now, link);
+        let Some(info) = self
+            .record
+            .as_ref()
+            .and_then(|r| r.member(w.member))
+            .cloned()
+        else {
+            return;
+        };
+        if info.kind == MemberKind::Witness {
+            return;
+        }
+        if let Some(why) = self.unusable(&info, w) {
+            return self.mark_unusable(link, w.member, why);
+        }
+        self.peer_mut(link).unusable = None;
+        if self.start_stream(now, link, w) {
+            return;
+        }
+        // Its history cannot be continued from memory. In the set it cannot stay.
+        self.consider_resync(now, link);
+    }
+
+    /// Whether a replica's data can be counted at all (design section 5): lost, rolled back,
+    /// damaged.
+    pub(super) fn unusable(&self, info: &MemberInfo, w: &Welcome) -> Option<&'static str> {
+        if w.data == DataState::Damaged && !breaks::on(Break::DamageTakenForTorn) {
+            return Some("its log is damaged below what was synced");
+        }
+        let rolled_back = w.opens < info.opens
+            || (w.durable < info.durable && matches!(w.data, DataState::Whole(_)));
+        if rolled_back && !breaks::on(Break::RolledBackCounts) {
+            return Some("it was rolled back: it shows less than it had made durable");
+        }
+        // What it told us is durable must be there in the history that we continue.
+        let link = self.link_of(w.member)?;
+        let counted = self.peer(link).durable;
+        let reaches = match w.data {
+            DataState::Whole(_) => self
+                .history
+                .table()
+                .common(&w.table)
+                .is_none_or(|c| c >= counted),
+            _ => true,
+        };
+        let in_set = self.in_set(w.member);
+        if in_set && self.is_active() && !reaches && !breaks::on(Break::RolledBackCounts) {
+            return Some("it lost what it had made durable");
+        }
+        if in_set && matches!(w.data, DataState::Mixed(_)) {
+            return Some("it is in the middle of a resync though it was in sync");
+        }
+        None
+    }
+
+    pub(super) fn mark_unusable(&mut self, link: LinkId, member: MemberId, why: &'static str) {
+        if self.peer(link).unusable.is_none() {
+            self.notice(Notice::Unusable { member, why });
+        }
+        self.peer_mut(link).unusable = Some(why);
+    }
+
+    pub(super) fn tick_membership(&mut self, now: Now) {
+        if self.pending.is_none() {
+            self.consider_shrink(now);
+        }
+    }
+
+    /// Why a replica of the set makes no progress, if it makes none.
+    fn stalled(&self, now: Now, member: MemberId) -> Option<&'static str> {
+        let bound = self.config.limits.stall;
+        let Some(link) = self.link_of(member) else {
+            let began = self.active_since();
+            return (now.since(began) > bound).then_some("it was not heard of");
+        };
+        let peer = self.peer(link);
+        if let Some(why) = peer.unusable {
+            return Some(why);
+        }
+        let quiet = now.since(peer.progress.max(peer.since)) > bound;
+        match peer.up {
+            false if quiet => Some("it cannot be reached"),
+            true if !peer.granted && quiet => Some("it does not take part"),
+            true if peer.granted && peer.stream == super::peer::Stream::Off => {
+                Some("its history cannot be continued from memory")
+            }
+            true if peer.durable < peer.sync_sent.max(peer.sent) && quiet => {
+                Some("it makes no progress")
+            }
+            _ => None,
+        }
+    }
+
+    fn consider_shrink(&mut self, now: Now) {
+        let Some(record) = self.record.clone() else {
+            return;
+        };
+        if record.in_sync.len() <= usize::from(record.min_copies) {
+            return;
+        }
+        let stalled: Vec<_> = record
+            .in_sync
+            .iter()
+            .filter_map(|m| Some((*m, self.stalled(now, *m)?)))
+            .collect();
+        let Some(&(member, why)) = stalled.first() else {
+            return;
+        };
+        let mut smaller = record;
+        smaller.in_sync.remove(&member);
+        let level = smaller.in_sync.iter().all(|m| {
+            self.link_of(*m).is_some_and(|l| {
+                let peer = self.peer(l);
+                peer.unusable.is_none() && peer.durable >= self.commit
+            })
+        });
+        if !level && !breaks::on(Break::ShrinkBeforeLevel) {
+            // The others are being synced all the time: a later tick finds them level.
+            return;
+        }
+        smaller.version = self.next_version();
+        self.propose(now, smaller, Some(Notice::LeftSet { member, why }));
+    }
+
+    /// Proposes a larger set once a replica outside has everything.
+    pub(super) fn consider_join(&mut self, now: Now, link: LinkId) {
+        let peer = self.peer(link);
+        let (Some(member), true) = (peer.member, peer.flows() && self.is_active()) else {
+            return;
+        };
+        let Some(record) = self.record.as_ref().filter(|_| self.pending.is_none()) else {
+            return;
+        };
+        let replica = record
+            .member(member)
+            .is_some_and(|m| m.kind == MemberKind::Replica);
+        if !replica
+            || record.in_sync.contains(&member)
+            || record.in_sync.len() >= MAX_IN_SYNC
+            || peer.durable < self.commit
+        {
+            return;
+        }
+        let mut larger = record.clone();
+        larger.in_sync.insert(member);
+        larger.version = self.next_version();
+        self.propose(now, larger, Some(Notice::JoinedSet { member }));
+    }
+
+    pub(super) fn on_removed(&mut self, now: Now, link: LinkId, record: Record) {
+        // A newer record than ours: we are told of it, and start over if still activating.
+        let why = format!("removed from the volume by record {:?}", record.version);
+        self.peer_mut(link).refused = Some(why);
+        self.activation_saw_record(now, &record);
+    }
+
+    // ---- changes that people ask for ----
+
+    /// Adds a member. A replica comes in empty and outside the set; it is resynced and joins.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn add_member(&mut self, now: Now, info: MemberInfo) -> Result<(), ChangeError> {
+        self.change(now, |record| {
+            if record.member(info.id).is_some() {
+                return Err("it is a member already".into());
+            }
+            record.members.push(info);
+            Ok(())
+        })
+    }
+
+    /// Removes a member. One that is in sync is dropped from the set by the same record, which
+    /// must leave the least number of copies.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn remove_member(&mut self, now: Now, id: MemberId) -> Result<(), ChangeError> {
+        let level = self
+            .record
+            .iter()
+            .flat_map(|r| r.in_sync.iter())
+            .filter(|m| **m != id)
+            .all(|m| {
+                self.link_of(*m)
+                    .is_some_and(|l| self.peer(l).durable >= self.commit)
+            });
+        self.change(now, |record| {
+            let before = record.members.len();
+            record.members.retain(|m| m.id != id);
+            if record.members.len() == before {
+                return Err("it is not a member".into());
+            }
+            let shrinks = record.in_sync.remove(&id);
+            if shrinks && record.in_sync.len() < usize::from(record.min_copies) {
+                return Err(format!(
+                    "only {} in-sync copies would be left, the policy asks for {}",
+                    record.in_sync.len(),
+                    record.min_copies
+                ));
+            }
+            if shrinks && !level {
+                return Err("the replicas that stay are still catching up; try again".into());
+            }
+            Ok(())
+        })
+    }
+
+    /// Enlarges the volume; settled like any record.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn grow(&mut self, now: Now, blocks: u64) -> Result<(), ChangeError> {
+        self.change(now, |record| {
+            if blocks < record.blocks {
+                return Err(format!(
+                    "a volume of {} blocks cannot shrink",
+                    record.blocks
+                ));
+            }
+            record.blocks = blocks;
+            Ok(())
+        })
+    }
+
+    /// Whether no record is under way.
+    pub fn record_settled(&self) -> bool {
+        self.pending.is_none()
+    }
+
+    fn change(
+        &mut self,
+        now: Now,
+        edit: impl FnOnce(&mut Record) -> Result<(), String>,
+    ) -> Result<(), ChangeError> {
+        if !self.is_active() {
+            return Err(ChangeError::NotActive);
+        }
+        let (Some(record), None) = (&self.record, &self.pending) else {
+            return Err(ChangeError::Busy);
+        };
+        let mut next = record.clone();
+        edit(&mut next).map_err(ChangeError::Refused)?;
+        next.version = self.next_version();
+        if let Some(problem) = next.problem() {
+            return Err(ChangeError::Refused(problem.into()));
+        }
+        self.propose(now, next, None);
+        Ok(())
+    }
+}

@@ -1,0 +1,755 @@
+//! The upstairs: one owner of a volume's order, as a synchronous state machine.
+//!
+//! Time, frames and callers' wishes come in as method arguments; what is to be done comes out as
+//! [`Effect`]s. No clock, no random number, no thread, no socket in here: the very code that
+//! ships runs in the simulation.
+//!
+//! Where each invariant of the design is kept:
+//! - 1 one writer: [`activate`] claims a number above every one heard; members refuse others.
+//! - 2 nothing stale: [`lease`]; every completion passes [`Upstairs::complete`], which holds it
+//!   back unless the lease is valid at that moment.
+//! - 3 durable: a flush completes only at the commit position ([`Upstairs::advance`]).
+//! - 4, 5 one history of atomic batches: [`history`].
+//! - 6 recorded, counted twice while it changes: [`membership`].
+//! - 7 end to end: [`reads`] verifies and repairs.
+//! - 10 bounded: [`Limits`]; a full queue answers [`Submitted::Full`] and the caller waits.
+//! - 11 never all: [`activate`] needs a majority and n-w+1 of the in-sync set.
+//!
+//! A crash here loses what was completed but not flushed, and nothing else: everything else that
+//! matters is on the members.
+
+mod activate;
+mod history;
+mod lease;
+mod membership;
+mod peer;
+mod reads;
+mod resync;
+mod status;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use trivet_protocol::frame::{Frame, Header, Kind};
+use trivet_protocol::message::{self, Refusal, Reply, Request};
+use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Record, Seq, VolumeId};
+
+pub use history::{OutFrame, Prepared};
+pub use peer::LinkId;
+pub use resync::ResyncStatus;
+pub use status::{MemberStatus, Status};
+
+use crate::volume::{Flushed, Receipt, Ticket, VolumeError};
+use activate::Activation;
+use history::History;
+use membership::Pending;
+use peer::Peer;
+use reads::ReadOp;
+
+/// What bounds an upstairs (invariant 10). Every field is a setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Entries kept in memory for replicas that lag or are away, in bytes.
+    pub retain_bytes: u64,
+    /// Submitted but not yet durable, in bytes: what a small durable write may have to wait for.
+    pub window_bytes: u64,
+    /// A replica that makes no progress for this long leaves the in-sync set.
+    pub stall: Duration,
+    /// How long an activation waits for healthy members beyond those that it needs.
+    pub late_member: Duration,
+    /// A read not answered within this time is asked of another replica.
+    pub read_patience: Duration,
+    /// Undurable data is synced after this long, unasked.
+    pub sync_interval: Duration,
+    /// Callers are kept waiting this long without a lease, then fail.
+    pub lapse_patience: Duration,
+    /// Resync copies at most this many bytes per second.
+    pub resync_rate: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            retain_bytes: 64 << 20,
+            window_bytes: 16 << 20,
+            stall: Duration::from_millis(600),
+            late_member: Duration::from_millis(200),
+            read_patience: Duration::from_millis(300),
+            sync_interval: Duration::from_millis(20),
+            lapse_patience: Duration::from_secs(10),
+            resync_rate: 200 << 20,
+        }
+    }
+}
+
+/// What an upstairs is told at the start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Name of this node, told to members and shown to people.
+    pub node: String,
+    /// Names of the nodes to reach, one per link, in the order of [`LinkId`].
+    pub links: Vec<String>,
+    /// The link that leads to this node's own replica, preferred for reads.
+    pub local: Option<LinkId>,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// Names one waiting caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WaitId(pub u64);
+
+/// How to activate.
+#[derive(Clone, Copy, Debug)]
+pub struct ActivateOptions {
+    /// Random; makes this attempt's claims its own (invariant 1).
+    pub claim: u128,
+    /// Wait for another holder's lease to run out, instead of refusing at once.
+    pub wait_for_lease: bool,
+    /// Give up after this long.
+    pub patience: Duration,
+    /// Serve although replicas that may hold acknowledged data cannot be heard.
+    pub accept_data_loss: bool,
+}
+
+/// What the driver has to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send this, after everything sent to the link before.
+    Send(LinkId, OutFrame),
+    /// Close the link's connection and open it again.
+    Reset(LinkId),
+    /// A flush is over.
+    Flushed(WaitId, Flushed),
+    /// Check these blocks' checksums (costly: not under a lock), then call
+    /// [`Upstairs::verified`].
+    Verify(Verify),
+    /// A read is over.
+    Read(WaitId, Result<Bytes, VolumeError>),
+    /// A parked submission may be tried again.
+    Room,
+    /// The activation is over.
+    Activated(Result<Generation, ActivateError>),
+    /// Something that people should know; once.
+    Notice(Notice),
+}
+
+/// A read's answer, to be verified.
+#[derive(Debug)]
+pub struct Verify {
+    /// Number of the request.
+    pub request: u64,
+    /// Who answered.
+    pub link: LinkId,
+    /// First block.
+    pub block: Block,
+    /// As stored.
+    pub sums: Vec<Checksum>,
+    /// The content.
+    pub data: Bytes,
+}
+
+impl Verify {
+    /// Whether each block has the checksum it should have (invariant 7).
+    pub fn check(&self, volume: VolumeId) -> bool {
+        use trivet_protocol::BLOCK_BYTES;
+        self.data.len() == self.sums.len() * BLOCK_BYTES
+            && self
+                .data
+                .chunks_exact(BLOCK_BYTES)
+                .zip(&self.sums)
+                .enumerate()
+                .all(|(i, (content, sum))| {
+                    if sum.is_unwritten() {
+                        content.iter().all(|b| *b == 0)
+                    } else {
+                        Checksum::of(volume, Block(self.block.0 + i as u64), content) == *sum
+                    }
+                })
+    }
+}
+
+/// Why an activation failed. Wording is stable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ActivateError {
+    /// Somebody else holds the volume.
+    #[error("volume {volume} is {refusal}; demote it there first, or wait")]
+    Held {
+        /// The volume.
+        volume: VolumeId,
+        /// Who, since when, how much longer.
+        refusal: Refusal,
+    },
+    /// Not enough members or replicas can be heard.
+    #[error("volume {volume} cannot be activated safely: {needs}")]
+    Unsafe {
+        /// The volume.
+        volume: VolumeId,
+        /// Who is needed and how each member is.
+        needs: String,
+    },
+    /// A higher generation came in between.
+    #[error("volume {volume} was claimed by {holder} meanwhile")]
+    Outrun {
+        /// The volume.
+        volume: VolumeId,
+        /// Who.
+        holder: String,
+    },
+    /// Already active, or stopped.
+    #[error("volume {0} is already active here, or was stopped")]
+    WrongState(VolumeId),
+}
+
+/// Things that people should know. Each is said once per occurrence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Notice {
+    Activated {
+        generation: u64,
+        in_sync: Vec<MemberId>,
+    },
+    DataLossAccepted {
+        missing: Vec<MemberId>,
+    },
+    LeftSet {
+        member: MemberId,
+        why: &'static str,
+    },
+    JoinedSet {
+        member: MemberId,
+    },
+    Unusable {
+        member: MemberId,
+        why: &'static str,
+    },
+    BadCopy {
+        member: MemberId,
+        block: u64,
+    },
+    Repaired {
+        member: MemberId,
+        block: u64,
+    },
+    ResyncStarted {
+        member: MemberId,
+        common: Seq,
+    },
+    ResyncDone {
+        member: MemberId,
+        copied_bytes: u64,
+    },
+    LeaseLapsed,
+    LeaseBack,
+    Deposed {
+        holder: String,
+    },
+    SingleCopy,
+    LinkRefused {
+        link: LinkId,
+        why: String,
+    },
+}
+
+/// What became of a submission.
+#[derive(Debug)]
+pub enum Submitted {
+    /// It is in the history at this place.
+    At(Seq),
+    /// Queues are full or the lease lapsed; try again after [`Effect::Room`].
+    Full,
+    /// It is not and will not be in the history.
+    Failed(VolumeError),
+}
+
+/// Life of an upstairs. Transitions go through [`Upstairs::enter`]:
+/// Idle → Asking ⇄ Waiting, Asking → Claiming → Leveling → Settling → Active; Claiming and
+/// Leveling may fall back to Asking; everything may end in Stopped or (on failure) Idle.
+#[derive(Debug)]
+enum Phase {
+    Idle,
+    Activating(Activation),
+    Active,
+    /// For ever; holds what callers are told.
+    Stopped(String),
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Upstairs {
+    config: Config,
+    phase: Phase,
+    generation: Generation,
+    /// The settled record; a placeholder is never acted upon before one was heard.
+    record: Option<Record>,
+    pending: Option<Pending>,
+    peers: Vec<Peer>,
+    history: History,
+    commit: Seq,
+    /// Flushes that wait for the commit position to reach a place.
+    flushes: BTreeMap<Seq, Vec<WaitId>>,
+    reads: BTreeMap<u64, ReadOp>,
+    parked_reads: Vec<(WaitId, Block, u32)>,
+    /// Repairs that wait for a member's stream: see [`reads`].
+    next_request: u64,
+    asked: BTreeMap<u64, Asked>,
+    /// Completions held back while the lease is not valid (invariant 2).
+    withheld: Vec<Effect>,
+    lapsed_since: Option<Now>,
+    room_wanted: bool,
+    last_renew: Now,
+    last_sync: Now,
+    single_copy_told: bool,
+    out: Vec<Effect>,
+}
+
+/// A control request that is not answered yet.
+#[derive(Debug)]
+struct Asked {
+    link: LinkId,
+    sent: Now,
+    what: Ask,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Ask {
+    Hello,
+    Claim,
+    Renew,
+    PutRecord,
+    HandBack,
+    Cut,
+    Fetch,
+    BeginResync,
+    FinishResync,
+    ChangedAtSource,
+    ChangedAtTarget,
+    SumsAtSource(u64),
+    SumsAtTarget(u64),
+}
+
+impl Upstairs {
+    /// An upstairs that does nothing yet. Links are reported by [`Upstairs::link_up`].
+    pub fn new(config: Config) -> Upstairs {
+        let peers = config.links.iter().map(|n| Peer::new(n.clone())).collect();
+        Upstairs {
+            config,
+            phase: Phase::Idle,
+            generation: Generation::NONE,
+            record: None,
+            pending: None,
+            peers,
+            history: History::default(),
+            commit: Seq::ZERO,
+            flushes: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            parked_reads: Vec::new(),
+            next_request: 1,
+            asked: BTreeMap::new(),
+            withheld: Vec::new(),
+            lapsed_since: None,
+            room_wanted: false,
+            last_renew: Now::default(),
+            last_sync: Now::default(),
+            single_copy_told: false,
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes what is to be done, in order.
+    pub fn effects(&mut self) -> std::vec::Drain<'_, Effect> {
+        self.out.drain(..)
+    }
+
+    /// The volume's record as far as it is settled.
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// The reign; number 0 before the first claim.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Whether it serves.
+    pub fn is_active(&self) -> bool {
+        matches!(self.phase, Phase::Active)
+    }
+
+    /// The newest place in the history.
+    pub fn last(&self) -> Seq {
+        self.history.last()
+    }
+
+    /// Known durable on enough replicas.
+    pub fn commit(&self) -> Seq {
+        self.commit
+    }
+
+    fn notice(&mut self, n: Notice) {
+        self.out.push(Effect::Notice(n));
+    }
+
+    fn not_active(&self) -> VolumeError {
+        VolumeError::NotActive(match &self.phase {
+            Phase::Stopped(why) => why.clone(),
+            _ => "it was not promoted here".into(),
+        })
+    }
+
+    // ---- callers ----
+
+    /// Orders a batch (invariants 4 and 5). It is checked against the volume's size before.
+    pub fn submit(&mut self, now: Now, batch: &Arc<Prepared>) -> Submitted {
+        if !self.is_active() {
+            return Submitted::Failed(self.not_active());
+        }
+        if !self.lease_valid(now) || self.window_full() {
+            self.room_wanted = true;
+            return Submitted::Full;
+        }
+        if let Some(e) = self.no_credit(batch.data_len() as u64) {
+            return Submitted::Failed(e);
+        }
+        let seq = self.history.push(self.generation.number, batch.clone());
+        self.pump_all(now);
+        Submitted::At(seq)
+    }
+
+    fn window_full(&self) -> bool {
+        let limits = &self.config.limits;
+        self.history.bytes_after(self.commit) >= limits.window_bytes
+            || self.history.bytes() >= limits.retain_bytes
+    }
+
+    /// Answers `wait` with [`Effect::Flushed`] once everything up to `upto` is durable.
+    pub fn flush(&mut self, now: Now, upto: Seq, wait: WaitId) {
+        if !self.is_active() {
+            self.out.push(Effect::Flushed(wait, Err(self.not_active())));
+        } else if upto <= self.commit {
+            self.complete(now, Effect::Flushed(wait, Ok(self.receipt())));
+        } else {
+            self.flushes
+                .entry(upto.min(self.last()))
+                .or_default()
+                .push(wait);
+            self.request_sync(now);
+        }
+    }
+
+    fn receipt(&self) -> Receipt {
+        Receipt::by_flush_path(Ticket(self.commit))
+    }
+
+    /// Lets a completion out if the lease is valid at this moment, else keeps it (invariant 2).
+    fn complete(&mut self, now: Now, effect: Effect) {
+        if self.lease_valid(now) || breaks_read_after_lease(&effect) {
+            self.out.push(effect);
+        } else {
+            self.withheld.push(effect);
+        }
+    }
+
+    /// Recomputes the commit position and completes what waited for it.
+    fn advance(&mut self, now: Now) {
+        if !self.is_active() {
+            return;
+        }
+        let reached = self.durable_position();
+        if reached <= self.commit {
+            return;
+        }
+        self.commit = reached;
+        let waiting = self.flushes.split_off(&reached.next());
+        let done = std::mem::replace(&mut self.flushes, waiting);
+        let receipt = self.receipt();
+        for wait in done.into_values().flatten() {
+            self.complete(now, Effect::Flushed(wait, Ok(receipt)));
+        }
+        self.release_history();
+        self.offer_room(now);
+    }
+
+    fn offer_room(&mut self, now: Now) {
+        if self.room_wanted && self.lease_valid(now) && !self.window_full() {
+            self.room_wanted = false;
+            self.out.push(Effect::Room);
+        }
+    }
+
+    /// Ends for ever: every caller is answered with an error.
+    fn stop(&mut self, why: String) {
+        self.phase = Phase::Stopped(why);
+        let error = self.not_active();
+        self.withheld.clear_into(&mut self.out, &error);
+        for wait in std::mem::take(&mut self.flushes).into_values().flatten() {
+            self.out.push(Effect::Flushed(wait, Err(error.clone())));
+        }
+        let reads = std::mem::take(&mut self.reads);
+        let waits = reads.into_values().filter_map(|r| r.wait);
+        let parked = std::mem::take(&mut self.parked_reads)
+            .into_iter()
+            .map(|p| p.0);
+        for wait in waits.chain(parked) {
+            self.out.push(Effect::Read(wait, Err(error.clone())));
+        }
+        self.out.push(Effect::Room);
+    }
+
+    /// Gives the volume back: the caller has flushed. Members are told that the promise ends.
+    pub fn hand_back(&mut self, now: Now) {
+        if matches!(self.phase, Phase::Stopped(_)) {
+            return;
+        }
+        for link in self.links() {
+            if self.peer(link).granted {
+                self.ask(now, link, Ask::HandBack, &Request::HandBack);
+            }
+        }
+        self.stop("it was handed back".into());
+    }
+
+    /// Whether members still have to confirm that they stored the hand-back.
+    pub fn handing_back(&self) -> bool {
+        self.asked
+            .values()
+            .any(|a| a.what == Ask::HandBack && self.peer(a.link).up)
+    }
+
+    // ---- frames ----
+
+    fn header(&self, kind: Kind, seq: u64) -> Header {
+        let mut header = Header::new(kind, self.generation, seq);
+        header.commit = self.commit;
+        header.trim = self.trim_position();
+        header
+    }
+
+    fn send(&mut self, link: LinkId, header: Header, meta: Bytes) {
+        let frame = Frame {
+            header,
+            meta,
+            data: Vec::new(),
+        };
+        self.out
+            .push(Effect::Send(link, OutFrame { frame, crc: None }));
+    }
+
+    fn ask(&mut self, now: Now, link: LinkId, what: Ask, request: &Request) -> u64 {
+        let id = self.next_request;
+        self.next_request += 1;
+        self.asked.insert(
+            id,
+            Asked {
+                link,
+                sent: now,
+                what,
+            },
+        );
+        let header = self.header(Kind::Request, id);
+        self.send(link, header, message::encode(request));
+        id
+    }
+
+    /// A connection to a member stands.
+    pub fn link_up(&mut self, now: Now, link: LinkId) {
+        let Some(peer) = self.peers.get_mut(link.index()) else {
+            return;
+        };
+        peer.connected(now);
+        self.hello(now, link);
+    }
+
+    fn hello(&mut self, now: Now, link: LinkId) {
+        let (volume, node) = (self.config.volume, self.config.node.clone());
+        let member = self.peer(link).member;
+        self.ask(
+            now,
+            link,
+            Ask::Hello,
+            &Request::Hello {
+                volume,
+                member,
+                node,
+            },
+        );
+    }
+
+    /// A connection is gone; everything on its way is lost.
+    pub fn link_down(&mut self, now: Now, link: LinkId) {
+        let Some(peer) = self.peers.get_mut(link.index()) else {
+            return;
+        };
+        peer.disconnected(now);
+        self.asked.retain(|_, a| a.link != link);
+        self.resync_link_lost(now, link);
+        self.reads_link_lost(now, link);
+        self.activation_link_lost(now, link);
+    }
+
+    /// A frame arrived.
+    pub fn frame(&mut self, now: Now, link: LinkId, frame: Frame) {
+        if self.peers.get(link.index()).is_none_or(|p| !p.up) {
+            return;
+        }
+        match frame.header.kind {
+            Kind::Durable => self.on_durable(now, link, &frame.header),
+            Kind::ReadOk => self.on_read_ok(link, frame),
+            Kind::LogEntry => self.on_log_entry(now, link, frame),
+            Kind::Reply => match message::decode::<Reply>(&frame.meta) {
+                Ok(reply) => self.on_reply(now, link, frame.header.seq, reply),
+                Err(why) => self.refuse_link(link, why),
+            },
+            kind => self.refuse_link(link, format!("unexpected frame {kind:?} from a member")),
+        }
+    }
+
+    /// A peer that talks nonsense is disconnected; the driver connects again, with back-off.
+    fn refuse_link(&mut self, link: LinkId, why: String) {
+        self.notice(Notice::LinkRefused { link, why });
+        self.out.push(Effect::Reset(link));
+    }
+
+    fn on_reply(&mut self, now: Now, link: LinkId, id: u64, reply: Reply) {
+        // Answers to reads that failed come as replies too.
+        if self.reads.contains_key(&id) {
+            return self.on_read_refused(now, link, id, reply);
+        }
+        // An answer to something no longer wanted (an earlier attempt) is dropped.
+        let Some(asked) = self.asked.remove(&id) else {
+            return self.on_unasked(now, link, reply);
+        };
+        if asked.link != link {
+            return;
+        }
+        match reply {
+            Reply::Refused(refusal) => self.on_refused(now, link, asked.what, refusal),
+            Reply::Welcome(w) => self.on_welcome(now, link, asked.sent, w),
+            Reply::Granted(w) => self.on_granted(now, link, asked.sent, w),
+            Reply::Renewed => self.on_renewed(now, link, asked.sent),
+            Reply::Recorded(version) => self.on_recorded(now, link, version),
+            Reply::Fetched { .. } => self.on_fetched(now, link),
+            Reply::Done => match asked.what {
+                Ask::Cut => self.on_cut(now, link),
+                Ask::BeginResync => self.on_resync_begun(now, link),
+                Ask::FinishResync => self.on_resync_finished(now, link),
+                _ => {}
+            },
+            Reply::Changed { ranges, next } => {
+                self.on_changed(now, link, &asked.what, ranges, next);
+            }
+            Reply::Sums(sums) => self.on_sums(now, link, &asked.what, sums),
+        }
+    }
+
+    /// A refusal that answers a streamed frame (`Append`, `Sync`, `Copy`) has no request number.
+    fn on_unasked(&mut self, now: Now, link: LinkId, reply: Reply) {
+        if let Reply::Refused(refusal) = reply {
+            match refusal {
+                Refusal::Fenced { .. } | Refusal::Removed(_) => {
+                    self.on_refused(now, link, Ask::Renew, refusal);
+                }
+                other => {
+                    // Its disk is full or broken: it takes nothing more. It leaves the set when
+                    // the stall bound passes; a new connection shows how it is then.
+                    self.refuse_link(link, other.to_string());
+                }
+            }
+        }
+    }
+
+    fn on_refused(&mut self, now: Now, link: LinkId, what: Ask, refusal: Refusal) {
+        match (&refusal, &self.phase) {
+            (Refusal::Fenced { promise, holder }, Phase::Active)
+                if promise.number > self.generation.number
+                    || (promise.number == self.generation.number
+                        && promise.claim != self.generation.claim) =>
+            {
+                let holder = holder.clone();
+                self.notice(Notice::Deposed {
+                    holder: holder.clone(),
+                });
+                self.stop(format!(
+                    "{holder} took over in generation {}",
+                    promise.number
+                ));
+            }
+            (Refusal::Removed(record), _) => {
+                let record = record.clone();
+                self.on_removed(now, link, *record);
+            }
+            (_, Phase::Activating(_)) => self.activation_refused(now, link, &what, refusal),
+            _ => match what {
+                Ask::Hello | Ask::Claim => {
+                    let why = refusal.to_string();
+                    self.peer_mut(link).refused = Some(why.clone());
+                    self.notice(Notice::LinkRefused { link, why });
+                }
+                Ask::BeginResync
+                | Ask::FinishResync
+                | Ask::ChangedAtSource
+                | Ask::ChangedAtTarget
+                | Ask::SumsAtSource(_)
+                | Ask::SumsAtTarget(_) => self.resync_failed(link, refusal.to_string()),
+                _ => self.refuse_link(link, refusal.to_string()),
+            },
+        }
+    }
+
+    /// Time passes; to be called at least every 10 ms or so. Drives renewals, time-outs, syncs.
+    pub fn tick(&mut self, now: Now) {
+        self.tick_activation(now);
+        self.tick_lease(now);
+        if self.is_active() {
+            self.tick_sync(now);
+            self.tick_membership(now);
+            self.tick_reads(now);
+            self.tick_resync(now);
+            self.offer_room(now);
+        }
+    }
+
+    fn links(&self) -> impl Iterator<Item = LinkId> + use<> {
+        (0..self.peers.len()).map(LinkId::from_index)
+    }
+
+    fn peer(&self, link: LinkId) -> &Peer {
+        &self.peers[link.index()]
+    }
+
+    fn peer_mut(&mut self, link: LinkId) -> &mut Peer {
+        &mut self.peers[link.index()]
+    }
+
+    fn link_of(&self, member: MemberId) -> Option<LinkId> {
+        self.links().find(|l| self.peer(*l).member == Some(member))
+    }
+}
+
+/// Only under test: lets reads out after the lease.
+fn breaks_read_after_lease(effect: &Effect) -> bool {
+    use trivet_protocol::breaks::{self, Break};
+    matches!(effect, Effect::Read(..)) && breaks::on(Break::ReadAfterLease)
+}
+
+trait ClearInto {
+    fn clear_into(&mut self, out: &mut Vec<Effect>, error: &VolumeError);
+}
+
+impl ClearInto for Vec<Effect> {
+    /// Turns completions that were never allowed out into failures.
+    fn clear_into(&mut self, out: &mut Vec<Effect>, error: &VolumeError) {
+        for effect in self.drain(..) {
+            out.push(match effect {
+                Effect::Flushed(wait, _) => Effect::Flushed(wait, Err(error.clone())),
+                Effect::Read(wait, _) => Effect::Read(wait, Err(error.clone())),
+                other => other,
+            });
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What the upstairs knows of one member, by the link that leads to it.
+
+use trivet_protocol::message::{DataState, Welcome};
+use trivet_protocol::{MemberId, Now, Seq};
+
+use super::resync::Resync;
+
+/// One configured way to a member: an index into [`super::Config::links`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u32);
+
+impl LinkId {
+    /// As an index.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// From an index.
+    pub fn from_index(i: usize) -> LinkId {
+        LinkId(u32::try_from(i).unwrap_or(u32::MAX))
+    }
+}
+
+/// Whether entries flow to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Nothing flows.
+    Off,
+    /// It was told to cut its history back to this place; entries flow from there afterwards.
+    Cutting(Seq),
+    /// Everything after `sent` flows in order.
+    On,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Peer {
+    /// Name of its node.
+    pub node: String,
+    /// Who answered there; kept across connections.
+    pub member: Option<MemberId>,
+    /// A connection stands.
+    pub up: bool,
+    /// Since when `up` is as it is.
+    pub since: Now,
+    /// Its last full answer on this connection, and when its question was sent.
+    pub welcome: Option<(Now, Welcome)>,
+    /// Why it refused the handshake, for people.
+    pub refused: Option<String>,
+    /// It accepted our claim on this connection.
+    pub granted: bool,
+    /// When the newest accepted claim or renewal was sent: its promise counts from there.
+    pub lease_from: Option<Now>,
+    /// Whether entries flow.
+    pub stream: Stream,
+    /// Everything up to here was sent on this connection, or was there before.
+    pub sent: Seq,
+    /// A sync of everything up to here was asked for on this connection.
+    pub sync_sent: Seq,
+    /// What it said is durable, in our history. Never goes back: it is a promise.
+    pub durable: Seq,
+    /// When `durable` last went up, or nothing was outstanding.
+    pub progress: Now,
+    /// Bytes of new data sent on this connection, and how many may be sent.
+    pub sent_bytes: u64,
+    /// See [`trivet_protocol::message`].
+    pub credit: u64,
+    /// Its data cannot be counted; why.
+    pub unusable: Option<&'static str>,
+    /// It is being brought back.
+    pub resync: Option<Resync>,
+}
+
+impl Peer {
+    /// A peer that was not heard of yet.
+    pub fn new(node: String) -> Peer {
+        Peer {
+            node,
+            member: None,
+            up: false,
+            since: Now::default(),
+            welcome: None,
+            refused: None,
+            granted: false,
+            lease_from: None,
+            stream: Stream::Off,
+            sent: Seq::ZERO,
+            sync_sent: Seq::ZERO,
+            durable: Seq::ZERO,
+            progress: Now::default(),
+            sent_bytes: 0,
+            credit: 0,
+            unusable: None,
+            resync: None,
+        }
+    }
+
+    /// A new connection: nothing said on an earlier one counts, but for what is durable.
+    pub fn connected(&mut self, now: Now) {
+        self.forget_connection(now);
+        self.up = true;
+    }
+
+    /// The connection is gone.
+    pub fn disconnected(&mut self, now: Now) {
+        self.forget_connection(now);
+    }
+
+    fn forget_connection(&mut self, now: Now) {
+        if self.up {
+            self.since = now;
+        }
+        self.up = false;
+        self.welcome = None;
+        self.refused = None;
+        self.granted = false;
+        self.stream = Stream::Off;
+        self.sent = Seq::ZERO;
+        self.sync_sent = Seq::ZERO;
+        self.sent_bytes = 0;
+        self.credit = 0;
+        self.progress = now;
+    }
+
+    /// Its answers count for durability and it can serve reads, as far as it itself goes:
+    /// membership is for [`super::membership`] to say.
+    pub fn flows(&self) -> bool {
+        self.up && self.stream == Stream::On && self.resync.is_none() && self.unusable.is_none()
+    }
+
+    /// State of its data, if it was heard.
+    pub fn data(&self) -> Option<DataState> {
+        self.welcome.as_ref().map(|(_, w)| w.data)
+    }
+}

@@ -1,0 +1,191 @@
+//! The ordered stream to each replica: entries, syncs, and what comes back.
+
+use trivet_protocol::frame::{Header, Kind};
+use trivet_protocol::message::{DataState, Request, Welcome};
+use trivet_protocol::{Now, Seq};
+
+use super::peer::Stream;
+use super::{Ask, Effect, LinkId, Upstairs};
+use bytes::Bytes;
+
+use crate::VolumeError;
+
+impl Upstairs {
+    /// Sends everything that is in memory and was not sent yet.
+    pub(super) fn pump(&mut self, now: Now, link: LinkId) {
+        let (commit, trim) = (self.commit, self.trim_position());
+        let generation = self.generation;
+        let last = self.history.held_to().max(self.history.floor());
+        let Some(peer) = self.peers.get_mut(link.index()) else {
+            return;
+        };
+        if peer.stream != Stream::On || !peer.up {
+            return;
+        }
+        if peer.sent == peer.durable {
+            peer.progress = now;
+        }
+        while peer.sent < last {
+            let next = peer.sent.next();
+            let Some(mut out) = self.history.append_frame(next, generation) else {
+                break;
+            };
+            out.frame.header.commit = commit;
+            out.frame.header.trim = trim;
+            peer.sent = next;
+            peer.sent_bytes += out.frame.data_len() as u64;
+            self.out.push(Effect::Send(link, out));
+        }
+    }
+
+    pub(super) fn pump_all(&mut self, now: Now) {
+        for link in self.links() {
+            self.pump(now, link);
+        }
+    }
+
+    /// Asks every replica that flows to make everything durable. Requests that meet an earlier
+    /// one under way are coalesced by the replica, which syncs once for all it has.
+    pub(super) fn request_sync(&mut self, now: Now) {
+        self.last_sync = now;
+        for link in self.links() {
+            self.sync_peer(now, link);
+        }
+    }
+
+    pub(super) fn sync_peer(&mut self, now: Now, link: LinkId) {
+        let peer = self.peer(link);
+        if peer.stream != Stream::On || !peer.up || peer.sent <= peer.sync_sent {
+            return;
+        }
+        let upto = peer.sent;
+        let header = self.header(Kind::Sync, upto.0);
+        let peer = self.peer_mut(link);
+        if peer.sync_sent <= peer.durable {
+            peer.progress = now;
+        }
+        peer.sync_sent = upto;
+        self.send(link, header, Bytes::new());
+    }
+
+    /// The undurable tail is bounded in time.
+    pub(super) fn tick_sync(&mut self, now: Now) {
+        if now.since(self.last_sync) >= self.config.limits.sync_interval {
+            self.request_sync(now);
+        }
+    }
+
+    pub(super) fn on_durable(&mut self, now: Now, link: LinkId, header: &Header) {
+        let upto = Seq(header.seq);
+        let peer = self.peer_mut(link);
+        peer.credit = peer.credit.max(header.aux);
+        if peer.stream != Stream::On || upto > peer.sent {
+            return;
+        }
+        if upto > peer.durable {
+            peer.durable = upto;
+            peer.progress = now;
+        }
+        self.advance(now);
+        self.leveled(now);
+        self.consider_join(now, link);
+    }
+
+    /// Up to where every replica that still counts has everything: logs need no more than what
+    /// comes after it.
+    pub(super) fn trim_position(&self) -> Seq {
+        self.all_sets()
+            .map(|id| self.link_of(id).map_or(Seq::ZERO, |l| self.peer(l).durable))
+            .min()
+            .unwrap_or(Seq::ZERO)
+            .min(self.commit)
+    }
+
+    /// Lets go of what nobody will need from memory: entries that every replica of the set, and
+    /// every one that is being brought in, has durably. While somebody is away, as much is kept
+    /// as the bound allows, so that a short absence costs no resync.
+    pub(super) fn release_history(&mut self) {
+        let counted: Vec<_> = self.all_sets().collect();
+        let mut keep = self.commit;
+        let mut away = false;
+        for member in self.record.iter().flat_map(|r| r.replicas()) {
+            let link = self.link_of(member.id);
+            let flows = link.is_some_and(|l| self.peer(l).stream == Stream::On);
+            away |= !flows;
+            if counted.contains(&member.id) || flows {
+                keep = keep.min(link.map_or(Seq::ZERO, |l| self.peer(l).durable));
+            }
+        }
+        let budget = self.config.limits.retain_bytes / 2;
+        while self.history.floor() < keep && (!away || self.history.bytes() > budget) {
+            self.history.release(self.history.floor().next());
+        }
+    }
+
+    /// Whether a replica of the set has no room for `bytes` more.
+    pub(super) fn no_credit(&self, bytes: u64) -> Option<VolumeError> {
+        for member in self.all_sets() {
+            let Some(link) = self.link_of(member) else {
+                continue;
+            };
+            let peer = self.peer(link);
+            if peer.flows() && peer.sent_bytes + bytes > peer.credit {
+                return Some(VolumeError::NoSpace(format!(
+                    "the pool on node {} is full; free space there, or delete data",
+                    peer.node
+                )));
+            }
+        }
+        None
+    }
+
+    /// Starts the stream to a replica that has accepted our claim, from where both histories
+    /// part. False if its history cannot be brought in line from memory.
+    pub(super) fn start_stream(&mut self, now: Now, link: LinkId, w: &Welcome) -> bool {
+        if !matches!(w.data, DataState::Whole(_)) {
+            return false;
+        }
+        let Some(common) = self.history.table().common(&w.table) else {
+            return false;
+        };
+        if common < self.history.floor() || common < w.checkpointed {
+            return false;
+        }
+        let durable = w.durable.seq.min(common);
+        let end = w.table.end().seq;
+        let peer = self.peer_mut(link);
+        peer.sent = common;
+        peer.sync_sent = Seq::ZERO;
+        peer.durable = peer.durable.max(durable);
+        peer.credit = w.credit;
+        peer.sent_bytes = 0;
+        peer.progress = now;
+        if end > common {
+            peer.stream = Stream::Cutting(common);
+            self.ask(now, link, Ask::Cut, &Request::Cut(common));
+        } else {
+            peer.stream = Stream::On;
+            self.pump(now, link);
+            self.force_sync(now, link);
+        }
+        true
+    }
+
+    pub(super) fn on_cut(&mut self, now: Now, link: LinkId) {
+        if let Stream::Cutting(_) = self.peer(link).stream {
+            self.peer_mut(link).stream = Stream::On;
+            self.pump(now, link);
+            self.force_sync(now, link);
+        }
+    }
+
+    /// A sync even where nothing was sent: what a replica has in its log from before this
+    /// connection may not be durable yet.
+    pub(super) fn force_sync(&mut self, now: Now, link: LinkId) {
+        let upto = self.peer(link).sent;
+        self.peer_mut(link).sync_sent = Seq::ZERO;
+        if upto > Seq::ZERO {
+            self.sync_peer(now, link);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! `trivet limits`: every bound that is a constant (invariant 10), from the constants themselves.
+//!
+//! `docs/limits.md` is this table; a test compares the two and, run with `UPDATE_DOCS=1`, writes it.
+
+use serde::Serialize;
+use trivet_protocol::limits as protocol;
+
+use crate::error::CliError;
+use crate::output::{self, Format, Table};
+
+#[derive(Debug, Serialize)]
+struct Limit {
+    name: &'static str,
+    value: u64,
+    unit: &'static str,
+    bounds: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Limits {
+    limits: Vec<Limit>,
+}
+
+fn all() -> Limits {
+    let limit = |name, value, unit, bounds| Limit {
+        name,
+        value,
+        unit,
+        bounds,
+    };
+    let limits = vec![
+        limit(
+            "volume.block",
+            trivet_protocol::BLOCK_BYTES as u64,
+            "bytes",
+            "the unit of a volume",
+        ),
+        limit(
+            "volume.blocks",
+            protocol::MAX_VOLUME_BLOCKS,
+            "blocks",
+            "size of a volume",
+        ),
+        limit(
+            "batch.blocks",
+            protocol::MAX_BATCH_BLOCKS as u64,
+            "blocks",
+            "data in one atomic batch",
+        ),
+        limit(
+            "batch.operations",
+            protocol::MAX_BATCH_OPS as u64,
+            "operations",
+            "operations in one atomic batch",
+        ),
+        limit(
+            "read.blocks",
+            u64::from(protocol::MAX_READ_BLOCKS),
+            "blocks",
+            "one read request",
+        ),
+        limit(
+            "frame.meta",
+            protocol::MAX_FRAME_META as u64,
+            "bytes",
+            "control part of a frame between nodes",
+        ),
+        limit(
+            "frame.data",
+            protocol::MAX_FRAME_DATA as u64,
+            "bytes",
+            "data part of a frame between nodes",
+        ),
+        limit(
+            "volume.members",
+            protocol::MAX_MEMBERS as u64,
+            "members",
+            "replicas and witnesses of a volume",
+        ),
+        limit(
+            "volume.in_sync",
+            protocol::MAX_IN_SYNC as u64,
+            "replicas",
+            "the in-sync set",
+        ),
+        limit(
+            "node.name",
+            protocol::MAX_NAME as u64,
+            "bytes",
+            "a node's name",
+        ),
+        limit(
+            "lease.shortest",
+            *protocol::LEASE_RANGE_MS.start(),
+            "milliseconds",
+            "lease length in a record",
+        ),
+        limit(
+            "lease.longest",
+            *protocol::LEASE_RANGE_MS.end(),
+            "milliseconds",
+            "lease length in a record",
+        ),
+    ];
+    Limits { limits }
+}
+
+/// Prints them.
+pub fn run(format: Format) -> Result<(), CliError> {
+    output::print(format, &all(), |all| {
+        let mut table = Table::new(&["name", "value", "unit", "bounds"]);
+        for l in &all.limits {
+            table.row([l.name, &l.value.to_string(), l.unit, l.bounds]);
+        }
+        table.render()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page() -> String {
+        let mut text = String::from(
+            "# Limits\n\nBounds that are constants; `trivet limits` prints the same table. \
+             At a limit the producer waits or is refused.\n\n\
+             | name | value | unit | bounds |\n|---|--:|---|---|\n",
+        );
+        for l in all().limits {
+            let row = format!("| {} | {} | {} | {} |\n", l.name, l.value, l.unit, l.bounds);
+            text.push_str(&row);
+        }
+        text
+    }
+
+    #[test]
+    fn the_page_in_docs_is_this_table() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/limits.md");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(path, page()).unwrap();
+        }
+        let have = std::fs::read_to_string(path).unwrap();
+        assert_eq!(
+            have,
+            page(),
+            "docs/limits.md is stale; run UPDATE_DOCS=1 cargo test -p trivet"
+        );
+    }
+}

@@ -1,0 +1,55 @@
+//! The commands, one file each. A command is listed here when it works, not before.
+
+mod bench;
+mod limits;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::CliError;
+use crate::logging::LoggingArgs;
+use crate::output::Format;
+
+/// A shared disk for a small cluster: three replicas, one active node, one NFS export
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub logging: LoggingArgs,
+    /// Form of the result on standard output
+    #[arg(short, long, value_enum, default_value_t, global = true)]
+    pub output: Format,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be asked.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Measure, beside what the disk and the network would allow
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Show every fixed limit: name, value, unit, what it bounds
+    Limits,
+}
+
+/// Does it.
+///
+/// # Errors
+/// What to tell the person who asked.
+pub fn run(command: Command, output: Format) -> Result<(), CliError> {
+    match command {
+        Command::Bench(args) => bench::run(args, output),
+        Command::Limits => limits::run(output),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -3,4 +3,5 @@
 //!
 //! Blocking, one connection each; every wait has a time-out, every reply a size limit.
 
+pub mod nfs;
 pub mod rpc;

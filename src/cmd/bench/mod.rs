@@ -1,5 +1,7 @@
 //! `trivet bench`: load on a volume, its limits beside it, one table.
 
+mod nfs;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +19,8 @@ use crate::stop::Stop;
 pub enum Bench {
     /// Measure a volume: 4 KiB and 1 MiB, random and sequential, volatile and durable
     Volume(VolumeArgs),
+    /// Measure any NFSv3 server: small durable writes, reads, streams, attributes
+    Nfs(nfs::NfsArgs),
 }
 
 /// Which volume, and how much.
@@ -85,7 +89,10 @@ fn random_seed() -> u64 {
 /// # Errors
 /// The volume or its disk failed, or somebody stopped it.
 pub fn run(args: Bench, format: Format) -> Result<(), CliError> {
-    let Bench::Volume(args) = args;
+    let args = match args {
+        Bench::Volume(args) => args,
+        Bench::Nfs(args) => return nfs::run(args, format),
+    };
     let stop = Stop::on_signals()?;
     let file = PlainFile::claim(&args.plain)?;
     let suite = args.suite();

@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             clients: vec!["127.0.0.0/8(rw,no_root_squash,insecure)".into()],
         }],
         limits: PoolLimits::default(),
+        drop_locks_after: None,
     };
     let info = VolumeInfo {
         id: VolumeId::from_bytes([7; 16]),

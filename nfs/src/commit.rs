@@ -95,6 +95,21 @@ impl Committer {
         }
     }
 
+    /// Like [`Committer::wait`], from a callback of the file system's, which must not ask for a
+    /// flush itself: the committer's own thread does.
+    pub fn wait_quietly(&self, mark: Mark, answer: Answer) {
+        let mut s = lock(&self.inner.state);
+        // Even if it is durable already, the answer is given by a flush: it may wait for the
+        // caller's locks.
+        s.durable = s.durable.min(Mark(mark.0.saturating_sub(1)));
+        s.asked = s.asked.min(s.durable);
+        let serial = s.serial;
+        s.serial += 1;
+        s.waiting.insert((mark, serial), answer);
+        drop(s);
+        self.inner.wake.notify_one();
+    }
+
     /// Asks for what is waited for. Called at the end of a turn.
     pub fn kick(&self) {
         Inner::ask(&self.inner);

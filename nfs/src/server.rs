@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use trivet_fs::Vfs;
@@ -16,7 +17,10 @@ use crate::export::{ExportError, ExportSpec, Exports, plain};
 use crate::mount::{self, Mount};
 use crate::nfs3::types::PROGRAM as NFS;
 use crate::nfs3::{Identity, Nfs3};
+use crate::nlm::Nlm;
+use crate::nsm::Nsm;
 use crate::portmap::{self, Mapping, PORT as PORTMAP_PORT, Portmap, Transport};
+use crate::reaper::Reaper;
 use crate::register::{RegisterError, Registration};
 use crate::rpc::pool::{Messages, Pool, PoolLimits};
 use crate::rpc::udp::UdpServer;
@@ -43,6 +47,9 @@ pub struct NfsConfig {
     pub exports: Vec<ExportSpec>,
     /// Bounds.
     pub limits: PoolLimits,
+    /// Locks of a client without any connection for this long are dropped. None by default: a
+    /// client that is only cut off still believes that it holds them.
+    pub drop_locks_after: Option<Duration>,
 }
 
 /// Why the server does not start.
@@ -82,7 +89,9 @@ pub struct NfsServer {
     // Dropped in this order.
     registration: Option<Registration>,
     _udp: Vec<UdpServer>,
-    pool: Pool,
+    _reaper: Option<Reaper>,
+    pool: Arc<Pool>,
+    nlm: Arc<Nlm>,
     found: Found,
     address: SocketAddr,
     nfs: Arc<Nfs3>,
@@ -103,18 +112,35 @@ impl NfsServer {
         let exports = Arc::new(Exports::new(&config.exports)?);
         let committer = Arc::new(Committer::start(Arc::clone(&fs))?);
         let threads = config.limits.threads;
-        let nfs = Nfs3::new(fs, Arc::clone(&exports), identity, committer, threads);
+        let nfs = Nfs3::new(
+            Arc::clone(&fs),
+            Arc::clone(&exports),
+            identity,
+            Arc::clone(&committer),
+            threads,
+        );
+        let nlm = Nlm::new(
+            fs,
+            Arc::clone(&nfs),
+            Arc::clone(&exports),
+            committer,
+            threads,
+        )?;
         let mount = Arc::new(Mount::new(Arc::clone(&nfs), Arc::clone(&exports)));
 
         let listener = listen(config.listen)?;
         let address = listener.local_addr()?;
-        let programs: Vec<Arc<dyn Program>> = vec![nfs.clone(), mount.clone()];
-        let mut mappings = mappings_of(&programs, Transport::Tcp, address.port());
+        let nsm: Arc<dyn Program> = Arc::new(Nsm::new(Arc::clone(&nlm)));
+        let small: Vec<Arc<dyn Program>> = vec![mount.clone(), nlm.clone(), nsm];
+        let whole: Vec<Arc<dyn Program>> = [vec![nfs.clone() as _], small.clone()].concat();
+        let mut mappings = mappings_of(&whole, Transport::Tcp, address.port());
+        mappings.extend(mappings_of(&small, Transport::Udp, address.port()));
         let expected = expected(&exports);
-        let main: Arc<dyn Messages> = Arc::new(Programs::new(programs, expected.clone()));
+        let main: Arc<dyn Messages> = Arc::new(Programs::new(whole, expected.clone()));
+        let datagrams: Arc<dyn Messages> = Arc::new(Programs::new(small, expected.clone()));
 
         let mut tcp = vec![(listener, main)];
-        let mut udp = Vec::new();
+        let mut udp = vec![UdpServer::start(bind_udp(address)?, datagrams)?];
         let mut registration = None;
         let mut found = Found::Nobody;
         if config.discovery == Discovery::Auto {
@@ -136,12 +162,18 @@ impl NfsServer {
                 Binding::Forbidden => {}
             }
         }
-        let pool = Pool::start(tcp, config.limits)?;
+        let pool = Arc::new(Pool::start(tcp, config.limits)?);
+        let reaper = match config.drop_locks_after {
+            Some(after) => Some(Reaper::start(&pool, &nlm, after)?),
+            None => None,
+        };
         tracing::info!(%address, "NFS is served");
         Ok(NfsServer {
             registration,
             _udp: udp,
+            _reaper: reaper,
             pool,
+            nlm,
             found,
             address,
             nfs,
@@ -199,6 +231,11 @@ impl NfsServer {
     /// MOUNT, for its list of clients.
     pub fn mount(&self) -> &Mount {
         &self.mount
+    }
+
+    /// The lock manager, for listing and clearing locks.
+    pub fn nlm(&self) -> &Nlm {
+        &self.nlm
     }
 
     /// The exports in force.
@@ -273,6 +310,11 @@ fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(1024)?;
     Ok(socket.into())
+}
+
+/// The same port for what is also served by datagrams.
+fn bind_udp(address: SocketAddr) -> Result<UdpSocket, NfsError> {
+    UdpSocket::bind(address).map_err(|source| NfsError::Listen { address, source })
 }
 
 enum Binding {

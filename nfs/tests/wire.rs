@@ -1,5 +1,8 @@
 //! RPC, MOUNT and hostile input, against a server without files.
 
+// Tests may fail by panic, their helpers too.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use std::io::{Read, Write};
@@ -77,7 +80,10 @@ fn while_every_write_waits_questions_are_answered() {
     c.rpc.send(quick, (PROGRAM, 3, 18), get).unwrap();
     let (first, _) = decode_reply(&mut c.rpc.receive().unwrap()).unwrap();
     assert_eq!(first, quick);
-    assert!(begin.elapsed() < Duration::from_secs(2), "FSSTAT within 2 s");
+    assert!(
+        begin.elapsed() < Duration::from_secs(2),
+        "FSSTAT within 2 s"
+    );
     drop(held);
     for _ in 0..200 {
         c.rpc.receive().unwrap();
@@ -160,7 +166,9 @@ fn handles_that_are_not_ours_are_refused_and_counted() {
         Ok(_) => 0,
         Err(e) => panic!("{e}"),
     };
-    let good = server.nfs().seal(crc32c::crc32c(EXPORT.as_bytes()), trivet_fs::InodeId::ROOT);
+    let good = server
+        .nfs()
+        .seal(crc32c::crc32c(EXPORT.as_bytes()), trivet_fs::InodeId::ROOT);
     assert_eq!(status(&good), 0);
     assert_eq!(status(&[]), 10_001);
     assert_eq!(status(&good[..20]), 10_001);
@@ -233,7 +241,10 @@ fn memory_is_for_bytes_that_came() {
     c.getattr(&root).unwrap();
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < 64 << 20, "{grown} bytes for 600 idle connections");
-    assert_eq!(server.pool().counters().ended_bad.load(Ordering::Relaxed), 3);
+    assert_eq!(
+        server.pool().counters().ended_bad.load(Ordering::Relaxed),
+        3
+    );
 }
 
 /// A client that sends and does not read: it is not received from any more, its memory stays
@@ -283,11 +294,15 @@ fn no_message_ends_the_server() {
     println!("SEED={seed}");
     let mut state: u64 = seed;
     let mut random = move || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (state >> 33) as u32
     };
     let server = serve(NullFs::new());
-    let good = server.nfs().seal(crc32c::crc32c(EXPORT.as_bytes()), trivet_fs::InodeId::ROOT);
+    let good = server
+        .nfs()
+        .seal(crc32c::crc32c(EXPORT.as_bytes()), trivet_fs::InodeId::ROOT);
     let mut c = RpcClient::connect(server.address(), TIMEOUT, false).unwrap();
     for _ in 0..3000 {
         let mut e = Enc::new();

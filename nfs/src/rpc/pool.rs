@@ -563,7 +563,7 @@ fn set_options(stream: &std::net::TcpStream) -> io::Result<()> {
 /// The running threads; dropping it stops them.
 pub struct Pool {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Pool {
@@ -608,9 +608,9 @@ impl Pool {
             watch: Mutex::default(),
             watch_idle: AtomicBool::new(false),
         });
-        let mut pool = Pool {
-            shared: Arc::clone(&shared),
-            threads: Vec::new(),
+        let pool = Pool {
+            shared,
+            threads: Mutex::default(),
         };
         for slot in 0..threads {
             pool.spawn(format!("nfs-{slot}"), move |s| s.run(slot))?;
@@ -623,17 +623,13 @@ impl Pool {
         Ok(pool)
     }
 
-    fn spawn(
-        &mut self,
-        name: String,
-        f: impl FnOnce(&Arc<Shared>) + Send + 'static,
-    ) -> io::Result<()> {
+    fn spawn(&self, name: String, f: impl FnOnce(&Arc<Shared>) + Send + 'static) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new()
             .name(name)
             .stack_size(512 << 10)
             .spawn(move || f(&shared))?;
-        self.threads.push(thread);
+        lock(&self.threads).push(thread);
         Ok(())
     }
 
@@ -647,22 +643,20 @@ impl Pool {
         self.shared.total_bytes.load(Ordering::Acquire)
     }
 
-    /// The connections, each with the seconds since its last call.
-    pub fn connections(&self) -> Vec<(SocketAddr, u64)> {
+    /// The connections, each with the time since its last call.
+    pub fn connections(&self) -> Vec<(SocketAddr, Duration)> {
         let now = self.shared.now_ms();
         let conns = self.shared.conns.read().unwrap_or_else(|e| e.into_inner());
+        let since = |c: &Arc<Conn>| now.saturating_sub(c.last_call_ms.load(Ordering::Relaxed));
         conns
             .values()
-            .map(|c| {
-                let last = c.last_call_ms.load(Ordering::Relaxed);
-                (c.peer, now.saturating_sub(last) / 1000)
-            })
+            .map(|c| (c.peer, Duration::from_millis(since(c))))
             .collect()
     }
 
     /// Ends every connection and joins the threads. Replies not yet sent are dropped: to a client
     /// that is what a restart looks like.
-    pub fn stop(&mut self) {
+    pub fn stop(&self) {
         if self.shared.stop.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -674,9 +668,10 @@ impl Pool {
             self.shared.end(c);
         }
         // Wakes every thread that waits, once each.
-        let n = self.threads.len() as u64;
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        let n = threads.len() as u64;
         let _ = rustix::io::write(&self.shared.wake, &n.to_ne_bytes());
-        for t in self.threads.drain(..) {
+        for t in threads {
             t.thread().unpark();
             // A thread that panicked has said so already.
             let _ = t.join();

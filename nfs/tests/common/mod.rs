@@ -1,5 +1,6 @@
 //! What the tests of the server share: a server of their own on a loopback port.
-#![allow(dead_code)]
+// Not every test uses everything; a test may fail by panic.
+#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod null;
 
@@ -29,6 +30,7 @@ pub fn config(exports: Vec<ExportSpec>) -> NfsConfig {
         discovery: Discovery::None,
         exports,
         limits: PoolLimits::default(),
+        drop_locks_after: None,
     }
 }
 

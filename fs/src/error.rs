@@ -91,6 +91,12 @@ pub enum FsError {
     /// An earlier failure made the volume's state unknown; everything is refused until remount.
     #[error("the file system stopped after an earlier failure: {0}; mount it again")]
     Stopped(String),
+    /// A truncation of the file is being finished: inside this crate only, the call waits.
+    #[error("busy")]
+    Busy,
+    /// One call would change more than a batch holds: inside this crate only, it is cut in two.
+    #[error("too fragmented for one step")]
+    TooWide,
     /// The volume holds no file system, or one that this program must not touch.
     #[error("cannot mount: {0}")]
     Mount(String),

@@ -1,4 +1,10 @@
 //! The lock table: byte ranges (POSIX, OFD, NLM) and whole files (flock), for all doors.
+//!
+//! Locks of NLM clients are also items of the file system (`ops::locks`), so that they survive
+//! restart and takeover; those of the local mount are in memory only, as is everyone's waiting.
+
+pub(crate) mod codec;
+pub mod table;
 
 /// Half-open range of bytes; `end` = `u64::MAX` means to the end of the file, however it grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod null;
+pub mod real;
 
 use std::sync::Arc;
 

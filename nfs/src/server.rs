@@ -92,6 +92,7 @@ pub struct NfsServer {
     _reaper: Option<Reaper>,
     pool: Arc<Pool>,
     nlm: Arc<Nlm>,
+    programs: Arc<dyn Messages>,
     found: Found,
     address: SocketAddr,
     nfs: Arc<Nfs3>,
@@ -139,6 +140,7 @@ impl NfsServer {
         let main: Arc<dyn Messages> = Arc::new(Programs::new(whole, expected.clone()));
         let datagrams: Arc<dyn Messages> = Arc::new(Programs::new(small, expected.clone()));
 
+        let programs = Arc::clone(&main);
         let mut tcp = vec![(listener, main)];
         let mut udp = vec![UdpServer::start(bind_udp(address)?, datagrams)?];
         let mut registration = None;
@@ -174,6 +176,7 @@ impl NfsServer {
             _reaper: reaper,
             pool,
             nlm,
+            programs,
             found,
             address,
             nfs,
@@ -226,6 +229,11 @@ impl NfsServer {
     /// The program, for its counters.
     pub fn nfs(&self) -> &Nfs3 {
         &self.nfs
+    }
+
+    /// The programs of the main listener, for calls that come from no socket (fuzzing).
+    pub fn programs(&self) -> Arc<dyn Messages> {
+        Arc::clone(&self.programs)
     }
 
     /// MOUNT, for its list of clients.

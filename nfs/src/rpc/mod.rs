@@ -31,6 +31,8 @@ pub(crate) enum Origin {
     Tcp(Arc<Conn>, Arc<Shared>),
     /// A datagram.
     Udp(Arc<std::net::UdpSocket>, SocketAddr, SocketAddr),
+    /// Nowhere: replies are counted and forgotten (fuzzing).
+    Nowhere(SocketAddr, Arc<AtomicU64>),
 }
 
 /// The way back of one call. Dropped without a reply, the caller hears nothing, which is what the
@@ -51,11 +53,16 @@ impl Replier {
         }
     }
 
+    /// For a call that came from no socket, as if from `peer`; replies are counted only.
+    pub fn nowhere(peer: SocketAddr, replies: Arc<AtomicU64>) -> Replier {
+        Replier::new(Origin::Nowhere(peer, replies), 0)
+    }
+
     /// The caller's address.
     pub fn peer(&self) -> SocketAddr {
         match &self.origin {
             Origin::Tcp(conn, _) => conn.peer,
-            Origin::Udp(_, peer, _) => *peer,
+            Origin::Udp(_, peer, _) | Origin::Nowhere(peer, _) => *peer,
         }
     }
 
@@ -64,6 +71,7 @@ impl Replier {
         match &self.origin {
             Origin::Tcp(conn, _) => conn.local,
             Origin::Udp(_, _, local) => *local,
+            Origin::Nowhere(peer, _) => *peer,
         }
     }
 
@@ -71,7 +79,7 @@ impl Replier {
     pub fn is_gone(&self) -> bool {
         match &self.origin {
             Origin::Tcp(conn, _) => conn.is_closed(),
-            Origin::Udp(..) => false,
+            Origin::Udp(..) | Origin::Nowhere(..) => false,
         }
     }
 
@@ -111,6 +119,9 @@ impl Replier {
                     let _ = socket.send_to(&whole, peer);
                 }
             }
+            Origin::Nowhere(_, replies) => {
+                replies.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -125,7 +136,7 @@ impl Replier {
     pub(crate) fn conn_id(&self) -> u64 {
         match &self.origin {
             Origin::Tcp(conn, _) => conn.id.0,
-            Origin::Udp(..) => 0,
+            Origin::Udp(..) | Origin::Nowhere(..) => 0,
         }
     }
 }

@@ -3,7 +3,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test bench deny clean
+.PHONY: help build check test bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,6 +13,7 @@ build: ## Build target/release/trivet
 
 check: ## Formatting and lints, as CI has them
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 test: ## Everything that a change must pass (says first how long; YES=1 installs what is missing unasked)
@@ -22,10 +23,15 @@ bench: build ## Measure a volume beside its limits (a plain file so far; QUICK=1
 	@mkdir -p var
 	target/release/trivet bench volume --plain var/bench.img $(if $(QUICK),--quick)
 
+fuzz: ## Fuzz every decoder, SECONDS=60 each (TARGET=name for one)
+	@FUZZ_SECONDS=$(or $(SECONDS),60) scripts/fuzz
+
 deny: ## Advisories, licences, sources of the dependencies (needs cargo-deny and the network)
 	@command -v cargo-deny >/dev/null || { \
 	  echo "cargo-deny is missing: cargo install cargo-deny --locked"; exit 1; }
-	$(CARGO) deny --locked check
+	$(CARGO) deny --locked check bans licenses sources
+	$(CARGO) deny --locked check advisories
 
 clean: ## Remove everything built
 	$(CARGO) clean
+	rm -rf fuzz/target

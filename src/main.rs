@@ -8,6 +8,7 @@ mod cmd;
 mod error;
 mod logging;
 mod output;
+mod size;
 mod stop;
 
 use std::process::ExitCode;

@@ -68,7 +68,6 @@ impl Stop {
     }
 
     /// Waits until it is asked.
-    #[allow(dead_code, reason = "for daemons; the first of them is not merged yet")]
     pub fn wait(&self) {
         let mut held = self
             .inner

@@ -1,3 +1,27 @@
 //! One replica of a volume: a log, then extents; and the member that votes for it.
+//!
+//! Depends on the protocol's vocabulary and on nothing else of Trivet's. See `docs/design.md`,
+//! section "Downstairs", for why, and `docs/on-disk-format.md` for the bytes.
 
+pub mod checkpoint;
+pub mod disk;
+pub mod error;
+pub mod extent;
+pub mod head;
+pub mod log;
 pub mod member;
+pub mod offline;
+pub mod overlay;
+pub mod pool;
+pub mod region;
+pub mod replica;
+pub mod server;
+pub mod slots;
+pub mod store;
+
+pub use error::{Result, StoreError};
+pub use region::Region;
+pub use store::Store;
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! `trivet limits`: every bound that is a constant (invariant 10), from the constants themselves.
 //!
-//! `docs/limits.md` is this table; a test compares the two and, run with `UPDATE_DOCS=1`, writes it.
+//! `docs/limits.md` is this table; a test compares the two and, run with `UPDATE_DOCS=1`, writes
+//! it.
 
 use serde::Serialize;
 use trivet_protocol::limits as protocol;

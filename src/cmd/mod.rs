@@ -1,7 +1,9 @@
 //! The commands, one file each. A command is listed here when it works, not before.
 
 mod bench;
+mod downstairs;
 mod limits;
+mod volume;
 
 use clap::{Parser, Subcommand};
 
@@ -28,8 +30,14 @@ pub enum Command {
     /// Measure, beside what the disk and the network would allow
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// The server that keeps replicas of volumes in this node's pools
+    #[command(subcommand)]
+    Downstairs(downstairs::Downstairs),
     /// Show every fixed limit: name, value, unit, what it bounds
     Limits,
+    /// Volumes: replicated virtual disks
+    #[command(subcommand)]
+    Volume(volume::Volume),
 }
 
 /// Does it.
@@ -39,7 +47,9 @@ pub enum Command {
 pub fn run(command: Command, output: Format) -> Result<(), CliError> {
     match command {
         Command::Bench(args) => bench::run(args, output),
+        Command::Downstairs(args) => downstairs::run(args, output),
         Command::Limits => limits::run(output),
+        Command::Volume(args) => volume::run(args, output),
     }
 }
 

@@ -59,6 +59,10 @@ enum Step {
 const FETCH_BYTES: u32 = 4 << 20;
 /// Asked again this often while answers are missing.
 const ASK_AGAIN: Millis = Millis(100);
+/// A member that has not accepted the claim of a serving upstairs is asked again this often.
+const CLAIM_AGAIN: Millis = Millis(200);
+/// Where data loss is accepted, replicas that may hold the data are still given this long.
+const FORCE_AFTER: Millis = Millis(1000);
 /// A claim, leveling or settling that does not get on is started over after this.
 const STEP_PATIENCE: Millis = Millis(1500);
 
@@ -87,6 +91,30 @@ impl Upstairs {
             },
         });
         self.ask_everybody(now);
+    }
+
+    /// Claims the next number while serving: see [`super::reign`].
+    pub(super) fn activate_again(&mut self, now: Now) {
+        let options = ActivateOptions {
+            claim: self.generation.claim.wrapping_add(1 << 32),
+            wait_for_lease: true,
+            patience: self.config.limits.lapse_patience,
+            accept_data_loss: false,
+        };
+        for peer in &mut self.peers {
+            peer.fenced = None;
+        }
+        let step = Step::Asking {
+            since: now,
+            last_ask: now,
+        };
+        self.phase = Phase::Activating(Activation {
+            options,
+            began: now,
+            attempt: 0,
+            step,
+        });
+        self.start_over(now);
     }
 
     fn ask_everybody(&mut self, now: Now) {
@@ -136,6 +164,10 @@ impl Upstairs {
         self.phase = Phase::Idle;
         self.record = None;
         self.pending = None;
+        if self.renewing {
+            // It served before: whoever waits must be told.
+            self.stop(error.to_string());
+        }
         self.out.push(Effect::Activated(Err(error)));
     }
 
@@ -201,7 +233,7 @@ impl Upstairs {
         let forced = options.accept_data_loss
             && record.is_majority(&ids)
             && !good.is_empty()
-            && now.since(since) >= self.config.limits.late_member;
+            && now.since(since) >= FORCE_AFTER.duration();
         if !enough && !forced {
             return;
         }
@@ -281,6 +313,19 @@ impl Upstairs {
         }
     }
 
+    /// Members that are there and have not accepted our claim (an earlier holder's promise ran
+    /// on there, say) are asked again.
+    pub(super) fn claim_late_ones(&mut self, now: Now) {
+        for link in self.links() {
+            let peer = self.peer_mut(link);
+            let late = peer.up && !peer.granted && peer.fenced.is_none();
+            if late && now.since(peer.claimed) >= CLAIM_AGAIN.duration() {
+                peer.claimed = now;
+                self.claim_one(now, link);
+            }
+        }
+    }
+
     pub(super) fn on_granted(&mut self, now: Now, link: LinkId, sent: Now, w: Welcome) {
         if w.promise != self.generation || w.record.problem().is_some() {
             return;
@@ -337,7 +382,7 @@ impl Upstairs {
             .iter()
             .any(|(_, w)| w.data == DataState::Whole(Tail::Unsure));
         let needed = (read_quorum(n) + usize::from(unsure)).min(n);
-        let waited = now.since(since) >= self.config.limits.late_member;
+        let waited = now.since(since) >= FORCE_AFTER.duration();
         let enough = record.is_majority(&ids) && good.len() >= needed;
         let forced =
             options.accept_data_loss && record.is_majority(&ids) && !good.is_empty() && waited;
@@ -510,6 +555,8 @@ impl Upstairs {
     /// The record is settled: serve.
     pub(super) fn activated(&mut self, now: Now) {
         self.phase = Phase::Active;
+        self.renewing = false;
+        self.lapsed_since = None;
         self.last_sync = now;
         for peer in &mut self.peers {
             peer.progress = now;
@@ -524,6 +571,9 @@ impl Upstairs {
             in_sync,
         });
         self.out.push(Effect::Activated(Ok(self.generation)));
+        for effect in std::mem::take(&mut self.withheld) {
+            self.complete(now, effect);
+        }
         // Replicas that accepted the claim but are not in the set are brought in now.
         let rest: Vec<_> = self
             .links()
@@ -669,6 +719,11 @@ impl Upstairs {
                 Some(p) if p.welcome.is_some() => match p.data() {
                     Some(DataState::Mixed(_)) => "is in the middle of a resync".to_owned(),
                     Some(DataState::Damaged) => "is damaged".to_owned(),
+                    Some(DataState::Whole(Tail::Unsure)) => {
+                        "answers, but its log ends in a torn record: one more replica in sync must \
+                         be heard"
+                            .to_owned()
+                    }
                     _ => p.unusable.unwrap_or("answers").to_owned(),
                 },
                 Some(p) => p

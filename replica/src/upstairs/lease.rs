@@ -115,7 +115,7 @@ impl Upstairs {
         for wait in std::mem::take(&mut self.flushes).into_values().flatten() {
             self.out.push(Effect::Flushed(wait, Err(error.clone())));
         }
-        for (wait, ..) in std::mem::take(&mut self.parked_reads) {
+        for wait in self.reads.end() {
             self.out.push(Effect::Read(wait, Err(error.clone())));
         }
     }

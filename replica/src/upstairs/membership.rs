@@ -217,8 +217,13 @@ impl Upstairs {
     /// Whether a replica's data can be counted at all (design section 5): lost, rolled back,
     /// damaged.
     pub(super) fn unusable(&self, info: &MemberInfo, w: &Welcome) -> Option<&'static str> {
-        if w.data == DataState::Damaged && !breaks::on(Break::DamageTakenForTorn) {
-            return Some("its log is damaged below what was synced");
+        if w.data == DataState::Damaged {
+            // Outside the set it is no matter: it is compared whole and rebuilt.
+            return self
+                .record
+                .as_ref()
+                .is_none_or(|r| r.in_sync.contains(&w.member))
+                .then_some("its log is damaged below what was synced");
         }
         let rolled_back = w.opens < info.opens
             || (w.durable < info.durable && matches!(w.data, DataState::Whole(_)));
@@ -254,6 +259,7 @@ impl Upstairs {
     }
 
     pub(super) fn tick_membership(&mut self, now: Now) {
+        self.claim_late_ones(now);
         if self.pending.is_none() {
             self.consider_shrink(now);
         }

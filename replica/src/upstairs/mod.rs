@@ -24,6 +24,7 @@ mod lease;
 mod membership;
 mod peer;
 mod reads;
+mod reign;
 mod resync;
 mod status;
 mod stream;
@@ -47,7 +48,7 @@ use activate::Activation;
 use history::History;
 use membership::Pending;
 use peer::Peer;
-use reads::ReadOp;
+use reads::Reads;
 
 /// What bounds an upstairs (invariant 10). Every field is a setting.
 #[derive(Clone, Copy, Debug)]
@@ -249,6 +250,9 @@ pub enum Notice {
     Deposed {
         holder: String,
     },
+    NewReign {
+        because_of: MemberId,
+    },
     SingleCopy,
     LinkRefused {
         link: LinkId,
@@ -293,15 +297,15 @@ pub struct Upstairs {
     commit: Seq,
     /// Flushes that wait for the commit position to reach a place.
     flushes: BTreeMap<Seq, Vec<WaitId>>,
-    reads: BTreeMap<u64, ReadOp>,
-    parked_reads: Vec<(WaitId, Block, u32)>,
-    /// Repairs that wait for a member's stream: see [`reads`].
+    reads: Reads,
     next_request: u64,
     asked: BTreeMap<u64, Asked>,
     /// Completions held back while the lease is not valid (invariant 2).
     withheld: Vec<Effect>,
     lapsed_since: Option<Now>,
     room_wanted: bool,
+    /// A new reign is being prepared: see [`reign`].
+    renewing: bool,
     last_renew: Now,
     last_sync: Now,
     single_copy_told: bool,
@@ -347,13 +351,13 @@ impl Upstairs {
             history: History::default(),
             commit: Seq::ZERO,
             flushes: BTreeMap::new(),
-            reads: BTreeMap::new(),
-            parked_reads: Vec::new(),
+            reads: Reads::default(),
             next_request: 1,
             asked: BTreeMap::new(),
             withheld: Vec::new(),
             lapsed_since: None,
             room_wanted: false,
+            renewing: false,
             last_renew: Now::default(),
             last_sync: Now::default(),
             single_copy_told: false,
@@ -381,9 +385,19 @@ impl Upstairs {
         matches!(self.phase, Phase::Active)
     }
 
+    /// Whether callers may wait here: it is active, or about to be again.
+    fn serves(&self) -> bool {
+        self.is_active() || self.renewing
+    }
+
     /// The newest place in the history.
     pub fn last(&self) -> Seq {
         self.history.last()
+    }
+
+    /// Where each generation of the history ended.
+    pub fn table(&self) -> &trivet_protocol::GenerationTable {
+        self.history.table()
     }
 
     /// Known durable on enough replicas.
@@ -406,10 +420,10 @@ impl Upstairs {
 
     /// Orders a batch (invariants 4 and 5). It is checked against the volume's size before.
     pub fn submit(&mut self, now: Now, batch: &Arc<Prepared>) -> Submitted {
-        if !self.is_active() {
+        if !self.serves() {
             return Submitted::Failed(self.not_active());
         }
-        if !self.lease_valid(now) || self.window_full() {
+        if self.renewing || !self.lease_valid(now) || self.window_full() {
             self.room_wanted = true;
             return Submitted::Full;
         }
@@ -429,7 +443,7 @@ impl Upstairs {
 
     /// Answers `wait` with [`Effect::Flushed`] once everything up to `upto` is durable.
     pub fn flush(&mut self, now: Now, upto: Seq, wait: WaitId) {
-        if !self.is_active() {
+        if !self.serves() {
             self.out.push(Effect::Flushed(wait, Err(self.not_active())));
         } else if upto <= self.commit {
             self.complete(now, Effect::Flushed(wait, Ok(self.receipt())));
@@ -476,7 +490,8 @@ impl Upstairs {
     }
 
     fn offer_room(&mut self, now: Now) {
-        if self.room_wanted && self.lease_valid(now) && !self.window_full() {
+        let open = !self.renewing && self.lease_valid(now) && !self.window_full();
+        if self.room_wanted && open {
             self.room_wanted = false;
             self.out.push(Effect::Room);
         }
@@ -490,12 +505,7 @@ impl Upstairs {
         for wait in std::mem::take(&mut self.flushes).into_values().flatten() {
             self.out.push(Effect::Flushed(wait, Err(error.clone())));
         }
-        let reads = std::mem::take(&mut self.reads);
-        let waits = reads.into_values().filter_map(|r| r.wait);
-        let parked = std::mem::take(&mut self.parked_reads)
-            .into_iter()
-            .map(|p| p.0);
-        for wait in waits.chain(parked) {
+        for wait in self.reads.end() {
             self.out.push(Effect::Read(wait, Err(error.clone())));
         }
         self.out.push(Effect::Room);
@@ -617,7 +627,7 @@ impl Upstairs {
 
     fn on_reply(&mut self, now: Now, link: LinkId, id: u64, reply: Reply) {
         // Answers to reads that failed come as replies too.
-        if self.reads.contains_key(&id) {
+        if self.reads.asked.contains_key(&id) {
             return self.on_read_refused(now, link, id, reply);
         }
         // An answer to something no longer wanted (an earlier attempt) is dropped.
@@ -670,14 +680,8 @@ impl Upstairs {
                     || (promise.number == self.generation.number
                         && promise.claim != self.generation.claim) =>
             {
-                let holder = holder.clone();
-                self.notice(Notice::Deposed {
-                    holder: holder.clone(),
-                });
-                self.stop(format!(
-                    "{holder} took over in generation {}",
-                    promise.number
-                ));
+                let (holder, number) = (holder.clone(), promise.number);
+                self.fenced_by(now, link, holder, number);
             }
             (Refusal::Removed(record), _) => {
                 let record = record.clone();
@@ -685,6 +689,8 @@ impl Upstairs {
             }
             (_, Phase::Activating(_)) => self.activation_refused(now, link, &what, refusal),
             _ => match what {
+                // An earlier holder's promise still runs there: asked again until it has ended.
+                Ask::Claim if matches!(refusal, Refusal::Leased { .. }) => {}
                 Ask::Hello | Ask::Claim => {
                     let why = refusal.to_string();
                     self.peer_mut(link).refused = Some(why.clone());
@@ -710,6 +716,7 @@ impl Upstairs {
             self.tick_membership(now);
             self.tick_reads(now);
             self.tick_resync(now);
+            self.tick_reign(now);
             self.offer_room(now);
         }
     }

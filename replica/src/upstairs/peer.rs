@@ -67,6 +67,10 @@ pub struct Peer {
     pub credit: u64,
     /// Its data cannot be counted; why.
     pub unusable: Option<&'static str>,
+    /// Since when it refuses our generation.
+    pub fenced: Option<Now>,
+    /// When it was last asked to accept our claim while we serve.
+    pub claimed: Now,
     /// It is being brought back.
     pub resync: Option<Resync>,
 }
@@ -91,6 +95,8 @@ impl Peer {
             sent_bytes: 0,
             credit: 0,
             unusable: None,
+            fenced: None,
+            claimed: Now::default(),
             resync: None,
         }
     }

@@ -5,6 +5,8 @@
 //! sent before it. Only replicas in every set that counts are asked. The answer is verified by
 //! the driver outside of any lock, and leaves only within the lease.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use trivet_protocol::frame::{Frame, Kind, ReadMeta};
 use trivet_protocol::message::{Refusal, Reply};
@@ -13,29 +15,89 @@ use trivet_protocol::{BLOCK_BYTES, Block, Checksum, Entry, MemberId, Now, Op, Se
 use super::{Effect, LinkId, Notice, Upstairs, Verify, WaitId};
 use crate::VolumeError;
 
+/// What is to be read, and for whom.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    reader: Reader,
+    block: Block,
+    count: u32,
+    /// Replicas tried before, and whether their copy was bad.
+    tried: Vec<(LinkId, bool)>,
+    since: Now,
+}
+
+/// Who waits for blocks.
+#[derive(Clone, Copy, Debug)]
+enum Reader {
+    Caller(WaitId),
+    /// One block of a read that had to be split, since no replica has all of it well.
+    Part(u64, usize),
+}
+
+/// A read that is put together block by block.
+#[derive(Debug)]
+pub struct Split {
+    wait: WaitId,
+    data: Vec<Option<Bytes>>,
+}
+
 /// One read under way; its request number is its key.
 #[derive(Debug)]
 pub struct ReadOp {
-    /// Who waits; `None` once answered, while a slower answer is still awaited.
-    pub wait: Option<WaitId>,
-    block: Block,
-    count: u32,
+    wanted: Wanted,
     link: LinkId,
     asked: Now,
     /// Everything ordered when it was asked; the answer reflects it.
     seen: Seq,
-    /// Replicas tried before, and whether their copy was bad.
-    tried: Vec<(LinkId, bool)>,
+}
+
+/// Reads that are not answered yet.
+#[derive(Debug, Default)]
+pub struct Reads {
+    /// Asked of a replica, by request number.
+    pub(super) asked: BTreeMap<u64, ReadOp>,
+    /// Nobody can be asked at the moment.
+    parked: Vec<Wanted>,
+    splits: BTreeMap<u64, Split>,
+}
+
+impl Reads {
+    /// Ends everything; returns who waited.
+    pub(super) fn end(&mut self) -> Vec<WaitId> {
+        let all = std::mem::take(self);
+        let wanted = all
+            .asked
+            .into_values()
+            .map(|op| op.wanted)
+            .chain(all.parked);
+        let callers = wanted.filter_map(|w| match w.reader {
+            Reader::Caller(wait) => Some(wait),
+            Reader::Part(..) => None,
+        });
+        callers
+            .chain(all.splits.into_values().map(|s| s.wait))
+            .collect()
+    }
 }
 
 impl Upstairs {
     /// Reads blocks; answered with [`Effect::Read`]. The range was checked by the caller.
     pub fn read(&mut self, now: Now, block: Block, count: u32, wait: WaitId) {
-        if !self.is_active() {
+        if !self.serves() {
             self.out.push(Effect::Read(wait, Err(self.not_active())));
             return;
         }
-        self.start_read(now, block, count, wait, Vec::new());
+        let reader = Reader::Caller(wait);
+        self.start_read(
+            now,
+            Wanted {
+                reader,
+                block,
+                count,
+                tried: Vec::new(),
+                since: now,
+            },
+        );
     }
 
     pub(super) fn readable(&self, link: LinkId) -> bool {
@@ -50,62 +112,117 @@ impl Upstairs {
         peer.flows() && peer.sent >= self.last() && peer.member.is_some_and(in_every_set)
     }
 
-    fn start_read(
-        &mut self,
-        now: Now,
-        block: Block,
-        count: u32,
-        wait: WaitId,
-        tried: Vec<(LinkId, bool)>,
-    ) {
-        let fresh = |l: &LinkId| self.readable(*l) && !tried.iter().any(|t| t.0 == *l);
+    fn start_read(&mut self, now: Now, wanted: Wanted) {
+        let fresh = |l: &LinkId| self.readable(*l) && !wanted.tried.iter().any(|t| t.0 == *l);
         let local = self.config.local.filter(fresh);
         // Without a replica here, the one that answers with the least outstanding.
-        let waiting = |l: &LinkId| self.reads.values().filter(|r| r.link == *l).count();
+        let waiting = |l: &LinkId| self.reads.asked.values().filter(|r| r.link == *l).count();
         let link = local.or_else(|| self.links().filter(fresh).min_by_key(waiting));
         let Some(link) = link else {
-            if tried.is_empty() || tried.iter().any(|t| !t.1) {
-                // Nobody to ask now; the lease's patience bounds the wait.
-                self.parked_reads.push((wait, block, count));
-            } else {
-                let why = format!("{} replicas hold a bad copy", tried.len());
-                let error = VolumeError::Unreadable {
-                    block: block.0,
-                    why,
-                };
-                self.out.push(Effect::Read(wait, Err(error)));
-            }
-            return;
+            return self.no_copy(now, wanted);
         };
         let id = self.next_request;
         self.next_request += 1;
+        let meta = ReadMeta {
+            block: wanted.block.0,
+            count: wanted.count,
+        }
+        .encode();
         let seen = self.last();
-        let op = ReadOp {
-            wait: Some(wait),
-            block,
-            count,
-            link,
-            asked: now,
-            seen,
-            tried,
-        };
-        self.reads.insert(id, op);
-        let header = self.header(Kind::Read, id);
-        self.send(
-            link,
-            header,
-            ReadMeta {
-                block: block.0,
-                count,
-            }
-            .encode(),
+        self.reads.asked.insert(
+            id,
+            ReadOp {
+                wanted,
+                link,
+                asked: now,
+                seen,
+            },
         );
+        let header = self.header(Kind::Read, id);
+        self.send(link, header, meta);
+    }
+
+    /// Every replica that can be asked was.
+    fn no_copy(&mut self, now: Now, mut wanted: Wanted) {
+        let bad = |l: LinkId| wanted.tried.iter().any(|t| t.0 == l && t.1);
+        let set: Vec<_> = self.all_sets().collect();
+        let all_bad = !set.is_empty() && set.iter().all(|m| self.link_of(*m).is_some_and(bad));
+        let patience = self.config.limits.lapse_patience;
+        if !all_bad && now.since(wanted.since) < patience {
+            // Somebody may be back soon. Who was only slow may be asked again.
+            wanted.tried.retain(|t| t.1);
+            self.reads.parked.push(wanted);
+        } else if let (true, Reader::Caller(wait)) = (wanted.count > 1, wanted.reader) {
+            self.split_read(now, wait, &wanted);
+        } else {
+            let why = format!("{} replicas hold a bad copy", wanted.tried.len());
+            let error = VolumeError::Unreadable {
+                block: wanted.block.0,
+                why,
+            };
+            self.answer_read(now, wanted.reader, Err(error));
+        }
+    }
+
+    fn split_read(&mut self, now: Now, wait: WaitId, wanted: &Wanted) {
+        let id = self.next_request;
+        self.next_request += 1;
+        let n = wanted.count as usize;
+        self.reads.splits.insert(
+            id,
+            Split {
+                wait,
+                data: vec![None; n],
+            },
+        );
+        for i in 0..n {
+            let reader = Reader::Part(id, i);
+            let block = Block(wanted.block.0 + i as u64);
+            self.start_read(
+                now,
+                Wanted {
+                    reader,
+                    block,
+                    count: 1,
+                    tried: vec![],
+                    since: now,
+                },
+            );
+        }
+    }
+
+    fn answer_read(&mut self, now: Now, reader: Reader, result: Result<Bytes, VolumeError>) {
+        let (id, index) = match reader {
+            Reader::Caller(wait) => return self.complete(now, Effect::Read(wait, result)),
+            Reader::Part(id, index) => (id, index),
+        };
+        let Some(split) = self.reads.splits.get_mut(&id) else {
+            return;
+        };
+        let wait = split.wait;
+        match result {
+            Ok(data) => split.data[index] = Some(data),
+            Err(e) => {
+                self.reads.splits.remove(&id);
+                return self.out.push(Effect::Read(wait, Err(e)));
+            }
+        }
+        if split.data.iter().all(Option::is_some) {
+            let all: Vec<u8> = split
+                .data
+                .iter()
+                .flatten()
+                .flat_map(|d| d.iter().copied())
+                .collect();
+            self.reads.splits.remove(&id);
+            self.complete(now, Effect::Read(wait, Ok(all.into())));
+        }
     }
 
     pub(super) fn on_read_ok(&mut self, link: LinkId, frame: Frame) {
         let id = frame.header.seq;
-        let wanted = match self.reads.get(&id) {
-            Some(op) => Some((op.link, op.block, op.count)),
+        let wanted = match self.reads.asked.get(&id) {
+            Some(op) => Some((op.link, op.wanted.block, op.wanted.count)),
             None => self
                 .copy_waiting(id)
                 .map(|(_, _, b, n)| (link, Block(b), n)),
@@ -136,14 +253,12 @@ impl Upstairs {
 
     /// The result of [`Effect::Verify`].
     pub fn verified(&mut self, now: Now, v: Verify, good: bool) {
-        let Some(op) = self.reads.remove(&v.request) else {
+        let Some(op) = self.reads.asked.remove(&v.request) else {
             return self.copy_verified(now, v, good);
         };
         if good {
-            if let Some(wait) = op.wait {
-                self.complete(now, Effect::Read(wait, Ok(v.data.clone())));
-            }
-            for (bad, _) in op.tried.iter().filter(|t| t.1) {
+            self.answer_read(now, op.wanted.reader, Ok(v.data.clone()));
+            for (bad, _) in op.wanted.tried.iter().filter(|t| t.1) {
                 self.repair(now, *bad, &op, &v);
             }
             return;
@@ -151,48 +266,52 @@ impl Upstairs {
         if let Some(member) = self.peer(v.link).member {
             self.notice(Notice::BadCopy {
                 member,
-                block: op.block.0,
+                block: op.wanted.block.0,
             });
         }
         self.retry(now, op, true);
     }
 
     fn retry(&mut self, now: Now, op: ReadOp, bad: bool) {
-        let mut tried = op.tried;
-        tried.push((op.link, bad));
-        if let Some(wait) = op.wait {
-            self.start_read(now, op.block, op.count, wait, tried);
-        }
+        let mut wanted = op.wanted;
+        wanted.tried.push((op.link, bad));
+        self.start_read(now, wanted);
     }
 
     pub(super) fn on_read_refused(&mut self, now: Now, link: LinkId, id: u64, reply: Reply) {
-        if let Reply::Refused(refusal @ (Refusal::Fenced { .. } | Refusal::Removed(_))) = reply {
-            return self.on_refused(now, link, super::Ask::Renew, refusal);
-        }
-        let Some(op) = self.reads.remove(&id) else {
+        let Some(op) = self.reads.asked.remove(&id) else {
             return;
         };
-        // The replica could not read it (a disk error, a bad metadata sector): a bad copy.
-        if let Some(member) = self.peer(link).member {
+        let Reply::Refused(refusal) = reply else {
+            return;
+        };
+        if matches!(refusal, Refusal::Fenced { .. } | Refusal::Removed(_)) {
+            self.retry(now, op, false);
+            return self.on_refused(now, link, super::Ask::Renew, refusal);
+        }
+        // It could not read what it has (a disk error, a damaged checksum): a bad copy. Anything
+        // else says nothing about the copy.
+        let bad = matches!(refusal, Refusal::Disk(_) | Refusal::Unusable(_));
+        if let (true, Some(member)) = (bad, self.peer(link).member) {
             self.notice(Notice::BadCopy {
                 member,
-                block: op.block.0,
+                block: op.wanted.block.0,
             });
         }
-        self.retry(now, op, true);
+        self.retry(now, op, bad);
     }
 
     /// Writes a good copy over a bad one, unless something newer was ordered meanwhile.
     fn repair(&mut self, now: Now, to: LinkId, op: &ReadOp, good: &Verify) {
-        let blocks = u64::from(op.count);
-        if !self.peer(to).flows() || self.history.touched_since(op.seen, op.block.0, blocks) {
+        let (block, blocks) = (op.wanted.block, u64::from(op.wanted.count));
+        if !self.peer(to).flows() || self.history.touched_since(op.seen, block.0, blocks) {
             return;
         }
-        self.send_copy(now, to, op.block, &good.sums, &good.data);
+        self.send_copy(now, to, block, &good.sums, &good.data);
         if let Some(member) = self.peer(to).member {
             self.notice(Notice::Repaired {
                 member,
-                block: op.block.0,
+                block: block.0,
             });
         }
     }
@@ -221,40 +340,32 @@ impl Upstairs {
     }
 
     pub(super) fn reads_link_lost(&mut self, now: Now, link: LinkId) {
-        let lost: Vec<u64> = self
-            .reads
-            .iter()
-            .filter(|(_, r)| r.link == link)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in lost {
-            if let Some(op) = self.reads.remove(&id)
-                && self.is_active()
-            {
-                self.retry(now, op, false);
-            }
+        let of_link = |(id, r): (&u64, &ReadOp)| (r.link == link).then_some(*id);
+        let lost: Vec<u64> = self.reads.asked.iter().filter_map(of_link).collect();
+        for op in lost
+            .into_iter()
+            .filter_map(|id| self.reads.asked.remove(&id))
+            .collect::<Vec<_>>()
+        {
+            self.retry(now, op, false);
         }
     }
 
     pub(super) fn tick_reads(&mut self, now: Now) {
-        for (wait, block, count) in std::mem::take(&mut self.parked_reads) {
-            self.start_read(now, block, count, wait, Vec::new());
+        for wanted in std::mem::take(&mut self.reads.parked) {
+            self.start_read(now, wanted);
         }
         let patience = self.config.limits.read_patience;
-        let slow: Vec<u64> = self
-            .reads
-            .iter()
-            .filter(|(_, r)| r.wait.is_some() && now.since(r.asked) >= patience)
-            .map(|(id, _)| *id)
-            .collect();
+        let slow = |(id, r): (&u64, &ReadOp)| (now.since(r.asked) >= patience).then_some(*id);
+        let slow: Vec<u64> = self.reads.asked.iter().filter_map(slow).collect();
         for id in slow {
-            let Some(op) = self.reads.get(&id) else {
+            let Some(op) = self.reads.asked.get(&id) else {
                 continue;
             };
-            let other = self
-                .links()
-                .any(|l| self.readable(l) && l != op.link && !op.tried.iter().any(|t| t.0 == l));
-            if other && let Some(op) = self.reads.remove(&id) {
+            let tried = &op.wanted.tried;
+            let fresh = |l: &LinkId| *l != op.link && !tried.iter().any(|t| t.0 == *l);
+            let other = self.links().any(|l| self.readable(l) && fresh(&l));
+            if other && let Some(op) = self.reads.asked.remove(&id) {
                 self.retry(now, op, false);
             }
         }

@@ -1,15 +1,21 @@
 //! `trivet bench`: load on a volume, its limits beside it, one table.
 
+<<<<<<< HEAD
 mod nfs;
+=======
+mod subject;
+>>>>>>> main
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use trivet_bench::suite::PlainSubject;
 use trivet_bench::{BenchError, Report, Subject, Suite, Workload};
 
+use self::subject::{InProcess, Processes};
+use super::downstairs::failed as cluster_failed;
 use crate::error::CliError;
 use crate::output::{self, Format, Table};
 use crate::stop::Stop;
@@ -25,10 +31,18 @@ pub enum Bench {
 
 /// Which volume, and how much.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("subject").required(true))]
 pub struct VolumeArgs {
+    /// Three replica processes on loopback, in this directory, which must not exist and is
+    /// removed at the end
+    #[arg(long, value_name = "DIR", group = "subject")]
+    replicas: Option<PathBuf>,
+    /// Three replicas in this process, likewise
+    #[arg(long, value_name = "DIR", group = "subject")]
+    embedded: Option<PathBuf>,
     /// A volume in this plain file, which must not exist and is removed at the end
-    #[arg(long, value_name = "FILE")]
-    plain: PathBuf,
+    #[arg(long, value_name = "FILE", group = "subject")]
+    plain: Option<PathBuf>,
     /// One short run (about 20 s), for continuous integration
     #[arg(long)]
     quick: bool,
@@ -94,10 +108,28 @@ pub fn run(args: Bench, format: Format) -> Result<(), CliError> {
         Bench::Nfs(args) => return nfs::run(args, format),
     };
     let stop = Stop::on_signals()?;
-    let file = PlainFile::claim(&args.plain)?;
     let suite = args.suite();
-    let subject = PlainSubject::open(&file.path, suite.blocks()).map_err(|e| failed(&e))?;
-    let report = measure(&suite, &subject, file.dir(), &stop)?;
+    let report = if let Some(path) = &args.plain {
+        let file = PlainFile::claim(path)?;
+        let subject = PlainSubject::open(&file.path, suite.blocks()).map_err(|e| failed(&e))?;
+        measure(&suite, &subject, file.dir(), &stop)?
+    } else if let Some(path) = &args.embedded {
+        let dir = Scratch::claim(path)?;
+        let blocks = suite.blocks();
+        let subject = InProcess::start(&dir.path, blocks).map_err(|e| cluster_failed(&e))?;
+        let report = measure(&suite, &subject, &dir.path, &stop);
+        subject.close().map_err(|e| cluster_failed(&e))?;
+        report?
+    } else if let Some(path) = &args.replicas {
+        let dir = Scratch::claim(path)?;
+        let blocks = suite.blocks();
+        let subject = Processes::start(&dir.path, blocks).map_err(|e| cluster_failed(&e))?;
+        let report = measure(&suite, &subject, &dir.path, &stop);
+        subject.close().map_err(|e| cluster_failed(&e))?;
+        report?
+    } else {
+        return Err(CliError::usage("nothing to measure was named").hint("give --replicas DIR"));
+    };
     output::print(format, &report, table)
 }
 
@@ -207,6 +239,33 @@ impl PlainFile {
 impl Drop for PlainFile {
     fn drop(&mut self) {
         if let Err(e) = std::fs::remove_file(&self.path) {
+            tracing::warn!("cannot remove {}: {e}", self.path.display());
+        }
+    }
+}
+
+/// The directory of `--replicas` and `--embedded`, made for the measurement and removed after it.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn claim(path: &Path) -> Result<Scratch, CliError> {
+        match std::fs::create_dir(path) {
+            Ok(()) => Ok(Scratch {
+                path: path.to_owned(),
+            }),
+            Err(e) => {
+                let what = format!("cannot create {}: {e}", path.display());
+                Err(CliError::failed(what).hint("name a new directory in a writable one"))
+            }
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(e) = std::fs::remove_dir_all(&self.path) {
             tracing::warn!("cannot remove {}: {e}", self.path.display());
         }
     }

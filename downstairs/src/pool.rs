@@ -1,0 +1,258 @@
+//! A pool: a directory on some disk that holds regions.
+//!
+//! ```text
+//! POOL/pool.toml                      who the pool is
+//! POOL/VOLUME-ID/MEMBER-ID/           one region
+//! ```
+//!
+//! The id file is what tells a mounted disk from an empty mount point: a pool without it is
+//! refused, never made anew on the root disk. Creating one is an explicit act.
+//!
+//! A region in use is locked (flock on its directory), so that two daemons, or a daemon and an
+//! offline tool, never work on the same one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use trivet_protocol::{MemberId, Recorder, VolumeId};
+use uuid::Uuid;
+
+use crate::disk::{Disk, RealDisk, Space};
+use crate::error::{Result, StoreError};
+use crate::region::Region;
+
+/// Name of the id file.
+pub const FILE: &str = "pool.toml";
+/// Version of the layout of a pool.
+pub const FORMAT: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Identity {
+    format: u32,
+    id: Uuid,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    dir: PathBuf,
+    id: Uuid,
+}
+
+/// A region as found in a pool, without opening it.
+#[derive(Debug)]
+pub struct Found {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Who it is, or why that cannot be told.
+    pub region: Result<Region>,
+}
+
+impl Pool {
+    /// Makes `dir` (created if need be, but not its parents) a pool.
+    ///
+    /// # Errors
+    /// It is one already, is not empty, or the disk fails.
+    pub fn create(dir: &Path) -> Result<Pool> {
+        let what = dir.display().to_string();
+        let io = |e| StoreError::io("create pool", what.clone(), e);
+        match std::fs::create_dir(dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(io(e)),
+            _ => {}
+        }
+        let others = std::fs::read_dir(dir).map_err(io)?;
+        for other in others {
+            let name = other.map_err(io)?.file_name();
+            // A new file system has this one.
+            if name != "lost+found" {
+                return Err(StoreError::Foreign {
+                    what: what.clone(),
+                    why: format!("it already holds {}; a new pool is empty", name.display()),
+                });
+            }
+        }
+        let identity = Identity {
+            format: FORMAT,
+            id: Uuid::new_v4(),
+        };
+        let text = toml::to_string(&identity).map_err(|e| StoreError::Foreign {
+            what: what.clone(),
+            why: e.to_string(),
+        })?;
+        let text =
+            format!("# A Trivet pool. A daemon that does not find this file refuses.\n{text}");
+        let disk = RealDisk::new(dir, Arc::new(trivet_protocol::NullRecorder));
+        let file = disk.create(FILE).map_err(io)?;
+        file.write_all_at(text.as_bytes(), 0)
+            .and_then(|()| file.sync_data())
+            .and_then(|()| disk.sync_dir(""))
+            .map_err(io)?;
+        Ok(Pool {
+            dir: dir.to_path_buf(),
+            id: identity.id,
+        })
+    }
+
+    /// Opens a pool.
+    ///
+    /// # Errors
+    /// There is no id file (is the disk mounted?), or it is not for this program.
+    pub fn open(dir: &Path) -> Result<Pool> {
+        let what = dir.display().to_string();
+        let foreign = |why: String| StoreError::Foreign {
+            what: format!("pool {what}"),
+            why,
+        };
+        let text = match std::fs::read_to_string(dir.join(FILE)) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(foreign(format!(
+                    "it has no {FILE}: if its disk is not mounted, mount it; \
+                     if this is to be a new pool, create it first"
+                )));
+            }
+            Err(e) => return Err(StoreError::io("open pool", what, e)),
+        };
+        let identity: Identity = toml::from_str(&text).map_err(|e| foreign(e.to_string()))?;
+        if identity.format != FORMAT {
+            return Err(foreign(format!(
+                "its format is {}, this program knows {FORMAT}",
+                identity.format
+            )));
+        }
+        Ok(Pool {
+            dir: dir.to_path_buf(),
+            id: identity.id,
+        })
+    }
+
+    /// Identity of the pool.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Directory of a region.
+    pub fn region_dir(&self, volume: VolumeId, member: MemberId) -> PathBuf {
+        self.dir.join(volume.to_string()).join(member.to_string())
+    }
+
+    /// The directory of a region that exists, locked.
+    ///
+    /// # Errors
+    /// There is none, or another process uses it.
+    pub fn region(
+        &self,
+        volume: VolumeId,
+        member: MemberId,
+        recorder: Arc<dyn Recorder>,
+    ) -> Result<Arc<dyn Disk>> {
+        let dir = self.region_dir(volume, member);
+        Ok(Arc::new(RealDisk::locked(&dir, recorder)?))
+    }
+
+    /// Makes the directory for a new region, locked, its name durable.
+    ///
+    /// # Errors
+    /// The disk fails, or another process uses it.
+    pub fn make_region(
+        &self,
+        volume: VolumeId,
+        member: MemberId,
+        recorder: Arc<dyn Recorder>,
+    ) -> Result<Arc<dyn Disk>> {
+        let dir = self.region_dir(volume, member);
+        let io = |e| StoreError::io("create", dir.display().to_string(), e);
+        std::fs::create_dir_all(&dir).map_err(io)?;
+        for parent in [&self.dir, &self.dir.join(volume.to_string())] {
+            let synced = std::fs::File::open(parent).and_then(|d| d.sync_all());
+            synced.map_err(io)?;
+        }
+        Ok(Arc::new(RealDisk::locked(&dir, recorder)?))
+    }
+
+    /// All regions in the pool, sorted by directory.
+    ///
+    /// # Errors
+    /// The pool cannot be listed.
+    pub fn regions(&self) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for volume in ids_in(&self.dir)? {
+            for dir in ids_in(&volume)? {
+                let disk = RealDisk::read_only(&dir);
+                let region = Region::load(&disk);
+                found.push(Found { dir, region });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Room in the pool.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn space(&self) -> Result<Space> {
+        RealDisk::read_only(&self.dir)
+            .space()
+            .map_err(|e| StoreError::io("ask for space in", self.dir.display().to_string(), e))
+    }
+}
+
+/// Directories in `dir` whose names are ids, sorted.
+fn ids_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let io = |e| StoreError::io("list", dir.display().to_string(), e);
+    let mut out = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let id = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| Uuid::parse_str(n).ok());
+        if id.is_some() && entry.file_type().map_err(io)?.is_dir() {
+            out.push(entry.path());
+        }
+    }
+    out.sort_unstable();
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use trivet_protocol::NullRecorder;
+
+    #[test]
+    fn a_pool_that_is_not_mounted_is_refused_and_regions_are_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pool");
+        std::fs::create_dir(&path).unwrap();
+        let e = Pool::open(&path).unwrap_err();
+        assert!(e.to_string().contains("mount it"), "{e}");
+        let pool = Pool::create(&path).unwrap();
+        assert!(Pool::create(&path).is_err(), "a second creation");
+        assert_eq!(Pool::open(&path).unwrap().id(), pool.id());
+
+        let (volume, member) = (VolumeId::random(), MemberId::random());
+        let mut region = Region::new(volume, member, 1000);
+        region.log_bytes = 1 << 20;
+        let disk = pool
+            .make_region(volume, member, Arc::new(NullRecorder))
+            .unwrap();
+        Store::create(&disk, &region).unwrap();
+        let again = pool.region(volume, member, Arc::new(NullRecorder));
+        let e = again.err().unwrap();
+        assert!(e.to_string().contains("in use"), "{e}");
+        drop(disk);
+        let found = pool.regions().unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].region.as_ref().unwrap(), &region);
+        pool.region(volume, member, Arc::new(NullRecorder)).unwrap();
+    }
+}

@@ -1,0 +1,471 @@
+//! Serves members over TCP: one process, one port, many regions and witnesses.
+//!
+//! One thread per connection reads frames, applies them, and syncs when somebody waits for it and
+//! no sync runs: what arrives meanwhile waits in the socket and is covered by the next sync, so
+//! that concurrent flushes share one. One thread per region checkpoints.
+//!
+//! Bounds: connections ([`MAX_CONNECTIONS`]), time to say hello ([`HELLO`]), time for a peer to
+//! take an answer ([`TAKE`]), one frame per connection beyond the socket's buffer.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use trivet_protocol::frame::{Frame, Header, Kind};
+use trivet_protocol::io::{FrameReader, FrameWriter, ReadError};
+use trivet_protocol::message::{self, Refusal, Reply, Request};
+use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Recorder, Seq, VolumeId};
+
+use crate::checkpoint::CheckpointJob;
+use crate::replica::{ConnId, Out, Replica, Settling};
+
+/// Connections at once, at most.
+pub const MAX_CONNECTIONS: usize = 1024;
+/// A connection must say hello within this time.
+const HELLO: Duration = Duration::from_secs(5);
+/// A peer must take an answer within this time.
+const TAKE: Duration = Duration::from_secs(10);
+/// Frames applied under one lock, at most.
+const BATCH: usize = 64;
+
+/// CLOCK_BOOTTIME (invariant 2).
+pub fn boot_time() -> Now {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Now(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
+}
+
+/// One member while it is served.
+pub struct Served {
+    volume: VolumeId,
+    member: MemberId,
+    replica: Mutex<Replica>,
+    writers: RwLock<HashMap<ConnId, Arc<Conn>>>,
+    /// The checkpoint thread waits here.
+    work: Condvar,
+    stop: AtomicBool,
+    recorder: Arc<dyn Recorder>,
+}
+
+struct Conn {
+    stream: TcpStream,
+    out: Mutex<FrameWriter>,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic under this lock is a bug that must not spread to other connections; the store
+    // poisons itself on every error that matters.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Served {
+    /// Makes a member ready to be served.
+    pub fn new(replica: Replica, recorder: Arc<dyn Recorder>) -> Arc<Served> {
+        Arc::new(Served {
+            volume: replica.volume(),
+            member: replica.id(),
+            replica: Mutex::new(replica),
+            writers: RwLock::default(),
+            work: Condvar::new(),
+            stop: AtomicBool::new(false),
+            recorder,
+        })
+    }
+
+    /// Its volume.
+    pub fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// Who it is.
+    pub fn member(&self) -> MemberId {
+        self.member
+    }
+
+    /// Looks at it, under its lock.
+    pub fn with<T>(&self, f: impl FnOnce(&mut Replica) -> T) -> T {
+        f(&mut lock(&self.replica))
+    }
+
+    /// A read on the caller's own thread, for an upstairs in this process: `None` unless
+    /// everything up to `seen` of this very generation was applied.
+    pub fn read_local(
+        &self,
+        generation: Generation,
+        seen: Seq,
+        block: Block,
+        count: u32,
+    ) -> Option<(Bytes, Vec<Checksum>)> {
+        let job = {
+            let replica = lock(&self.replica);
+            let store = replica.store()?;
+            let ours = replica.member().check(generation).is_ok();
+            if !ours || store.end().seq < seen || store.mixed().is_some() || store.damaged() {
+                return None;
+            }
+            store.begin_read(block, count).ok()?
+        };
+        let blocks = job.run().ok()?;
+        let valid = lock(&self.replica).store()?.still_valid(&job);
+        valid.then(|| (Bytes::from(blocks.data), blocks.sums))
+    }
+
+    /// Hands frames to connections and runs jobs, until nothing is left to do.
+    fn perform(&self, mut outs: Vec<Out>) {
+        while !outs.is_empty() {
+            let mut more = Vec::new();
+            let mut touched: Vec<ConnId> = Vec::new();
+            for out in outs {
+                match out {
+                    Out::Send(conn, frame) => {
+                        if let Some(c) = self.conn(conn) {
+                            lock(&c.out).push(&frame, None);
+                            if !touched.contains(&conn) {
+                                touched.push(conn);
+                            }
+                        }
+                    }
+                    Out::Read(conn, id, job) => {
+                        let began = Instant::now();
+                        let result = job.run();
+                        self.recorder.time("downstairs.read", nanos(began));
+                        lock(&self.replica).read_done(conn, id, &job, result, &mut more);
+                    }
+                    Out::Close(conn, why) => {
+                        tracing::warn!(volume = %self.volume, why, "connection closed");
+                        if let Some(c) = self.conn(conn) {
+                            c.close();
+                        }
+                    }
+                }
+            }
+            for conn in touched {
+                if let Some(c) = self.conn(conn) {
+                    c.flush();
+                }
+            }
+            outs = more;
+        }
+    }
+
+    fn conn(&self, id: ConnId) -> Option<Arc<Conn>> {
+        self.writers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
+    }
+
+    /// Runs syncs as long as somebody waits for one and nobody else runs it.
+    fn run_syncs(&self) {
+        loop {
+            let Some(job) = lock(&self.replica).begin_sync() else {
+                return;
+            };
+            let began = Instant::now();
+            let result = job.run();
+            self.recorder.time("downstairs.log.sync", nanos(began));
+            let mut out = Vec::new();
+            lock(&self.replica).sync_done(job, result, &mut out);
+            self.perform(out);
+        }
+    }
+
+    fn run_checkpoints(&self) {
+        while !self.stop.load(Ordering::Acquire) {
+            let job = {
+                let mut replica = lock(&self.replica);
+                match replica.begin_checkpoint() {
+                    Some(job) => Some(job),
+                    None => {
+                        let wait = self.work.wait_timeout(replica, Duration::from_millis(200));
+                        replica = wait.unwrap_or_else(PoisonError::into_inner).0;
+                        replica.begin_checkpoint()
+                    }
+                }
+            };
+            if let Some(job) = job {
+                self.run_checkpoint(job);
+            }
+        }
+    }
+
+    fn run_checkpoint(&self, mut job: CheckpointJob) {
+        let began = Instant::now();
+        let result = job.run();
+        self.recorder.time("downstairs.checkpoint", nanos(began));
+        let mut out = Vec::new();
+        lock(&self.replica).checkpoint_done(boot_time(), job, result, &mut out);
+        self.perform(out);
+        self.run_syncs();
+    }
+
+    /// Moves everything committed from the log to the extent files, on the caller's thread.
+    pub fn settle(&self) {
+        while !self.stop.load(Ordering::Acquire) {
+            let next = lock(&self.replica).begin_settling();
+            match next {
+                Settling::Job(job) => self.run_checkpoint(job),
+                Settling::Busy => thread::park_timeout(Duration::from_millis(5)),
+                Settling::Settled => return,
+            }
+        }
+    }
+
+    /// Closes the region in order. To be called when its server is gone.
+    ///
+    /// # Errors
+    /// The disk fails; the region is then as after a crash.
+    pub fn close(&self) -> crate::Result<()> {
+        lock(&self.replica).close()
+    }
+
+    fn serve(self: &Arc<Self>, id: ConnId, conn: &Arc<Conn>, first: Frame, mut reader: Reader) {
+        let insert = |map: &mut HashMap<_, _>| map.insert(id, conn.clone());
+        insert(&mut self.writers.write().unwrap_or_else(PoisonError::into_inner));
+        lock(&self.replica).connected(id);
+        let mut next = Some(first);
+        while let Some(frame) = next {
+            let mut out = Vec::new();
+            let (sync, checkpoint) = {
+                let mut replica = lock(&self.replica);
+                let now = boot_time();
+                replica.frame(now, id, frame, &mut out);
+                for _ in 0..BATCH {
+                    if !reader.has_buffered_frame() {
+                        break;
+                    }
+                    match reader.next_frame() {
+                        Ok(f) => replica.frame(now, id, f, &mut out),
+                        Err(_) => break,
+                    }
+                }
+                (replica.wants_sync(), replica.wants_checkpoint())
+            };
+            self.perform(out);
+            if sync {
+                self.run_syncs();
+            }
+            if checkpoint {
+                self.work.notify_one();
+            }
+            next = match reader.next_frame() {
+                Ok(frame) => Some(frame),
+                Err(ReadError::Closed) => None,
+                Err(e) => {
+                    tracing::info!(volume = %self.volume, error = %e, "connection ended");
+                    None
+                }
+            };
+        }
+        lock(&self.replica).disconnected(id);
+        self.writers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
+    }
+
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.work.notify_all();
+    }
+}
+
+fn nanos(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+type Reader = FrameReader<TcpStream>;
+
+impl Conn {
+    fn flush(&self) {
+        let mut out = lock(&self.out);
+        let sent = out.write_with(|parts| (&self.stream).write_vectored(parts));
+        if sent.is_err() {
+            // It does not take its answers: the reader thread sees the end and cleans up.
+            self.close();
+        }
+    }
+
+    fn close(&self) {
+        // Closed already is as good.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// The listening side. Dropping it ends everything, in order.
+pub struct Server {
+    inner: Arc<Inner>,
+    address: SocketAddr,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
+}
+
+struct Inner {
+    members: RwLock<HashMap<VolumeId, Arc<Served>>>,
+    conns: Mutex<HashMap<ConnId, Arc<Conn>>>,
+    next: AtomicU64,
+    open: AtomicUsize,
+    stop: AtomicBool,
+}
+
+impl Server {
+    /// Listens.
+    ///
+    /// # Errors
+    /// The address is taken or not this host's.
+    pub fn start(listen: SocketAddr) -> io::Result<Server> {
+        let listener = TcpListener::bind(listen)?;
+        let address = listener.local_addr()?;
+        let inner = Arc::new(Inner {
+            members: RwLock::default(),
+            conns: Mutex::default(),
+            next: AtomicU64::new(1),
+            open: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+        });
+        let accepting = inner.clone();
+        let thread = spawn("accept".into(), move || accepting.accept(&listener))?;
+        Ok(Server {
+            inner,
+            address,
+            threads: Mutex::new(vec![thread]),
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves one more member.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn add(&self, served: Arc<Served>) -> io::Result<()> {
+        let checkpoints = served.clone();
+        let name = format!("ckpt-{:?}", served.member());
+        let thread = spawn(name, move || checkpoints.run_checkpoints())?;
+        lock(&self.threads).push(thread);
+        let mut members = self
+            .inner
+            .members
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        members.insert(served.volume(), served);
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.inner.stop.store(true, Ordering::Release);
+        // Wakes the accepting thread; whether it connects does not matter.
+        let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(200));
+        lock(&self.inner.conns).values().for_each(|c| c.close());
+        let members = self
+            .inner
+            .members
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        members.values().for_each(|m| m.stop());
+        drop(members);
+        for t in std::mem::take(&mut *lock(&self.threads)) {
+            // A panic was reported where it happened.
+            let _ = t.join();
+        }
+    }
+}
+
+fn spawn(name: String, f: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name(name).spawn(f)
+}
+
+impl Inner {
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        let mut threads: Vec<thread::JoinHandle<()>> = Vec::new();
+        for stream in listener.incoming() {
+            if self.stop.load(Ordering::Acquire) {
+                break;
+            }
+            threads.retain(|t| !t.is_finished());
+            let Ok(stream) = stream else {
+                // Out of descriptors, most likely: let some connections end first.
+                thread::park_timeout(Duration::from_millis(50));
+                continue;
+            };
+            if self.open.load(Ordering::Acquire) >= MAX_CONNECTIONS {
+                tracing::warn!(limit = MAX_CONNECTIONS, "too many connections; one refused");
+                continue;
+            }
+            self.open.fetch_add(1, Ordering::AcqRel);
+            let inner = self.clone();
+            match spawn("conn".into(), move || {
+                inner.connection(stream);
+                inner.open.fetch_sub(1, Ordering::AcqRel);
+            }) {
+                Ok(thread) => threads.push(thread),
+                Err(e) => {
+                    self.open.fetch_sub(1, Ordering::AcqRel);
+                    tracing::error!(error = %e, "no thread for a connection");
+                }
+            }
+        }
+        for t in threads {
+            let _ = t.join();
+        }
+    }
+
+    fn connection(self: &Arc<Self>, stream: TcpStream) {
+        let id = ConnId(self.next.fetch_add(1, Ordering::Relaxed));
+        let peer = stream.peer_addr();
+        if let Err(why) = self.handshake(id, stream) {
+            tracing::warn!(?peer, why, "connection refused");
+        }
+        lock(&self.conns).remove(&id);
+    }
+
+    fn handshake(self: &Arc<Self>, id: ConnId, stream: TcpStream) -> Result<(), String> {
+        let text = |e: &dyn std::fmt::Display| e.to_string();
+        stream.set_nodelay(true).map_err(|e| text(&e))?;
+        stream.set_write_timeout(Some(TAKE)).map_err(|e| text(&e))?;
+        stream.set_read_timeout(Some(HELLO)).map_err(|e| text(&e))?;
+        let reading = stream.try_clone().map_err(|e| text(&e))?;
+        let conn = Arc::new(Conn {
+            stream,
+            out: Mutex::default(),
+        });
+        lock(&self.conns).insert(id, conn.clone());
+        let mut reader = FrameReader::new(reading);
+        let first = reader.next_frame().map_err(|e| text(&e))?;
+        let volume = match message::decode::<Request>(&first.meta) {
+            Ok(Request::Hello { volume, .. }) if first.header.kind == Kind::Request => volume,
+            _ => return Err("it did not say hello".into()),
+        };
+        let served = {
+            let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+            members.get(&volume).cloned()
+        };
+        let Some(served) = served else {
+            let why = format!("volume {volume} is not on this node; look at its configuration");
+            let refused = Reply::Refused(Refusal::NotHere(why.clone()));
+            let header = Header::new(Kind::Reply, Generation::NONE, first.header.seq);
+            let frame = Frame {
+                header,
+                meta: message::encode(&refused),
+                data: Vec::new(),
+            };
+            lock(&conn.out).push(&frame, None);
+            conn.flush();
+            return Err(why);
+        };
+        conn.stream.set_read_timeout(None).map_err(|e| text(&e))?;
+        if !self.stop.load(Ordering::Acquire) {
+            served.serve(id, &conn, first, reader);
+        }
+        Ok(())
+    }
+}

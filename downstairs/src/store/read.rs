@@ -1,0 +1,207 @@
+//! Reading: what the log knows lies over what the extent files know.
+//!
+//! A [`ReadJob`] is planned under the owner's lock and run without it. Meanwhile a checkpoint may
+//! have begun to move blocks, or the log's ring may have come round: [`Store::still_valid`] says,
+//! after the run, whether the result counts; if not, read again.
+
+use std::sync::Arc;
+
+use trivet_protocol::{BLOCK_BYTES, Block, Checksum};
+
+use super::{Shared, Store};
+use crate::error::{Result, StoreError};
+use crate::log::MARGIN;
+use crate::log::record::{Sums, What};
+use crate::overlay::{Found, Span};
+
+/// Blocks as they were read, with the checksums kept for them. Nothing was compared: that is done
+/// end to end, in the upstairs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// The content, zeros where nothing is written.
+    pub data: Vec<u8>,
+    /// One per block; [`Checksum::UNWRITTEN`] where nothing is written.
+    pub sums: Vec<Checksum>,
+}
+
+/// A planned read.
+pub struct ReadJob {
+    shared: Arc<Shared>,
+    block: u64,
+    count: u64,
+    pieces: Vec<Found>,
+    rounds: u64,
+    /// Lowest byte position of the log that it needs.
+    log_from: u64,
+}
+
+impl Store {
+    /// Plans a read of `count` blocks.
+    ///
+    /// # Errors
+    /// Beyond the region's end.
+    pub fn begin_read(&self, block: Block, count: u32) -> Result<ReadJob> {
+        let end = block.0.checked_add(u64::from(count));
+        let Some(end) = end.filter(|e| *e <= self.blocks) else {
+            return Err(StoreError::OutOfRange {
+                first: block.0,
+                last: block.0.saturating_add(u64::from(count).saturating_sub(1)),
+                blocks: self.blocks,
+            });
+        };
+        let (mut pieces, mut log_from) = (Vec::with_capacity(1), u64::MAX);
+        self.overlay.walk(block.0, end, |found| {
+            if let Found::Span(span) = found {
+                log_from = log_from.min(span.record);
+            }
+            pieces.push(found);
+            Ok::<(), StoreError>(())
+        })?;
+        Ok(ReadJob {
+            shared: Arc::clone(&self.shared),
+            block: block.0,
+            count: u64::from(count),
+            pieces,
+            rounds: self.rounds,
+            log_from,
+        })
+    }
+
+    /// Whether what the job read is what the blocks held.
+    pub fn still_valid(&self, job: &ReadJob) -> bool {
+        let overwritten = self.end + MARGIN > job.log_from.saturating_add(self.shared.log.ring());
+        job.rounds == self.rounds && !overwritten
+    }
+
+    /// Reads under the owner's lock.
+    ///
+    /// # Errors
+    /// Beyond the end, damaged metadata, or the disk fails.
+    pub fn read(&self, block: Block, count: u32) -> Result<Blocks> {
+        self.begin_read(block, count)?.run()
+    }
+
+    /// The checksums kept for blocks, without their data.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub fn checksums(&self, block: Block, count: u32) -> Result<Vec<Checksum>> {
+        let job = self.begin_read(block, count)?;
+        let mut sums = vec![Checksum::UNWRITTEN; count as usize];
+        for piece in &job.pieces {
+            job.sums(piece, &mut sums)?;
+        }
+        Ok(sums)
+    }
+}
+
+impl ReadJob {
+    /// What it reads: first block and number of blocks.
+    pub fn asked(&self) -> (Block, u32) {
+        (Block(self.block), self.count as u32)
+    }
+
+    /// Reads.
+    ///
+    /// # Errors
+    /// Damaged metadata, or the disk fails.
+    pub fn run(&self) -> Result<Blocks> {
+        // Zeroed pages come from the kernel as such; what is unwritten stays that way. The one
+        // copy is the kernel's, from the page cache.
+        let mut data = vec![0; self.count as usize * BLOCK_BYTES];
+        let mut sums = vec![Checksum::UNWRITTEN; self.count as usize];
+        for piece in &self.pieces {
+            match piece {
+                Found::Span(span) => {
+                    self.sums(piece, &mut sums)?;
+                    self.span_data(span, &mut data)?;
+                }
+                Found::Below(first, n) => self.below(*first, *n, &mut data, &mut sums)?,
+            }
+        }
+        Ok(Blocks { data, sums })
+    }
+
+    fn range(&self, first: u64, n: u64) -> std::ops::Range<usize> {
+        let start = (first - self.block) as usize;
+        start..start + n as usize
+    }
+
+    fn bytes(&self, first: u64, n: u64) -> std::ops::Range<usize> {
+        let r = self.range(first, n);
+        r.start * BLOCK_BYTES..r.end * BLOCK_BYTES
+    }
+
+    fn below(&self, first: u64, n: u64, data: &mut [u8], sums: &mut [Checksum]) -> Result<()> {
+        let extents = &self.shared.extents;
+        extents.split(first, n, |no, at, n, done| {
+            let Some(file) = extents.get(no)? else {
+                return Ok(());
+            };
+            let (b, s) = (
+                self.bytes(first + done, u64::from(n)),
+                self.range(first + done, u64::from(n)),
+            );
+            extents.read(&file, at, &mut data[b], &mut sums[s])
+        })
+    }
+
+    fn span_data(&self, span: &Span, data: &mut [u8]) -> Result<()> {
+        let extents = &self.shared.extents;
+        match span.what {
+            What::Log { data: at, .. } => {
+                let part = &mut data[self.bytes(span.block, span.count)];
+                self.shared.log.read(part, at)
+            }
+            What::Direct { .. } => extents.split(span.block, span.count, |no, at, n, done| {
+                let Some(file) = extents.get(no)? else {
+                    return Ok(());
+                };
+                let b = self.bytes(span.block + done, u64::from(n));
+                extents.read_data(&file, at, &mut data[b])
+            }),
+            What::Discarded => Ok(()),
+        }
+    }
+
+    fn sums(&self, piece: &Found, sums: &mut [Checksum]) -> Result<()> {
+        let extents = &self.shared.extents;
+        match *piece {
+            Found::Span(span) => {
+                let out = &mut sums[self.range(span.block, span.count)];
+                span_sums(&self.shared, &span, out)
+            }
+            Found::Below(first, n) => extents.split(first, n, |no, at, n, done| {
+                let Some(file) = extents.get(no)? else {
+                    return Ok(());
+                };
+                let r = self.range(first + done, u64::from(n));
+                extents.sums(&file, at, &mut sums[r])
+            }),
+        }
+    }
+}
+
+/// The checksums of a span, from memory or the log.
+pub(crate) fn span_sums(shared: &Shared, span: &Span, out: &mut [Checksum]) -> Result<()> {
+    let at = match span.what {
+        What::Discarded => return Ok(()),
+        What::Log {
+            sums: Sums::One(sum),
+            ..
+        } => {
+            out.fill(sum);
+            return Ok(());
+        }
+        What::Log {
+            sums: Sums::At(at), ..
+        }
+        | What::Direct { sums: at } => at,
+    };
+    let mut raw = vec![0; out.len() * Checksum::BYTES];
+    shared.log.read(&mut raw, at)?;
+    for (sum, bytes) in out.iter_mut().zip(raw.chunks_exact(Checksum::BYTES)) {
+        sum.0.copy_from_slice(bytes);
+    }
+    Ok(())
+}

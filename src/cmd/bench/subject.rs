@@ -1,0 +1,178 @@
+//! Volumes to measure: three replica processes with the upstairs here, or all in this process.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use trivet_bench::{BenchError, Subject, meter};
+use trivet_cluster::process::Downstairs;
+use trivet_cluster::volume_file::{self, VolumeFile};
+use trivet_cluster::{Attach, ClusterError, Embedded, Options, Reach, attach, create};
+use trivet_protocol::{BLOCK_BYTES, NullRecorder};
+use trivet_replica::Volume;
+use trivet_replica::driver::ReplicatedVolume;
+use trivet_replica::upstairs::Limits;
+
+/// Copies on the one disk that is measured.
+const REPLICAS: f64 = 3.0;
+
+fn bench_error(e: ClusterError) -> BenchError {
+    BenchError::Io {
+        doing: "run the volume".into(),
+        source: std::io::Error::other(e),
+    }
+}
+
+fn disk_bytes(dir: &Path) -> Result<Option<f64>, BenchError> {
+    // What the page cache still holds would be counted with whatever is measured next.
+    sync(dir)?;
+    Ok(meter::device_bytes(dir)?.map(|b| b as f64 / REPLICAS))
+}
+
+fn sync(dir: &Path) -> Result<(), BenchError> {
+    let synced = std::fs::File::open(dir).and_then(|d| Ok(rustix::fs::syncfs(d)?));
+    synced.map_err(|source| BenchError::Io {
+        doing: format!("sync the disk of {}", dir.display()),
+        source,
+    })
+}
+
+/// Three `trivet downstairs run` on loopback with pools of their own, the upstairs in here.
+pub struct Processes {
+    dir: PathBuf,
+    volume: Arc<ReplicatedVolume>,
+    replicas: Mutex<Vec<Downstairs>>,
+}
+
+impl Processes {
+    /// Makes a volume of `blocks` blocks in `dir` and starts everything.
+    ///
+    /// # Errors
+    /// A process does not start, or the volume cannot be activated.
+    pub fn start(dir: &Path, blocks: u64) -> Result<Processes, ClusterError> {
+        let file = dir.join(volume_file::FILE);
+        let pools = ["a", "b", "c"].map(|n| (n.to_owned(), PathBuf::from(n)));
+        let volume = VolumeFile::new(blocks * BLOCK_BYTES as u64, pools)?;
+        let volume = create(&file, volume)?;
+        let binary = std::env::current_exe().map_err(|e| ClusterError::Process {
+            what: "this program".into(),
+            why: e.to_string(),
+        })?;
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let (mut replicas, mut hosts) = (Vec::new(), Vec::new());
+        for place in &volume.member {
+            let replica = Downstairs::start(&binary, any, &[VolumeFile::pool(place, &file)])?;
+            hosts.push(Reach {
+                node: place.node.clone(),
+                address: replica.address(),
+            });
+            replicas.push(replica);
+        }
+        let volume = attach(Attach {
+            volume: volume.volume,
+            node: "bench".into(),
+            hosts,
+            local: None,
+            recorder: Arc::new(NullRecorder),
+            limits: Limits::default(),
+            patience: Duration::from_secs(10),
+        })?;
+        Ok(Processes {
+            dir: dir.to_path_buf(),
+            volume,
+            replicas: Mutex::new(replicas),
+        })
+    }
+
+    fn replicas(&self) -> std::sync::MutexGuard<'_, Vec<Downstairs>> {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends everything in order.
+    ///
+    /// # Errors
+    /// A region could not be closed.
+    pub fn close(self) -> Result<(), ClusterError> {
+        self.volume.hand_back().map_err(ClusterError::HandBack)?;
+        let mut first = Ok(());
+        for replica in self.replicas().drain(..) {
+            first = first.and(replica.stop());
+        }
+        first
+    }
+}
+
+impl Subject for Processes {
+    fn describe(&self) -> String {
+        "three replica processes on loopback, the upstairs in a fourth".into()
+    }
+
+    fn volume(&self) -> &dyn Volume {
+        &*self.volume
+    }
+
+    fn disk_bytes(&self) -> Result<Option<f64>, BenchError> {
+        disk_bytes(&self.dir)
+    }
+
+    fn settle(&self) -> Result<(), BenchError> {
+        self.volume.flush_all()?;
+        for replica in self.replicas().iter_mut() {
+            replica.settle().map_err(bench_error)?;
+        }
+        sync(&self.dir)
+    }
+}
+
+/// Three replicas and the upstairs in this process.
+pub struct InProcess {
+    dir: PathBuf,
+    embedded: Embedded,
+    volume: Arc<ReplicatedVolume>,
+}
+
+impl InProcess {
+    /// Makes a volume of `blocks` blocks in `dir` and opens it.
+    ///
+    /// # Errors
+    /// It cannot be made or activated.
+    pub fn start(dir: &Path, blocks: u64) -> Result<InProcess, ClusterError> {
+        let bytes = blocks * BLOCK_BYTES as u64;
+        let embedded = Embedded::open_or_create(dir, bytes, Options::default())?;
+        Ok(InProcess {
+            dir: dir.to_path_buf(),
+            volume: embedded.volume(),
+            embedded,
+        })
+    }
+
+    /// Ends everything in order.
+    ///
+    /// # Errors
+    /// A region could not be closed.
+    pub fn close(self) -> Result<(), ClusterError> {
+        drop(self.volume);
+        self.embedded.close()
+    }
+}
+
+impl Subject for InProcess {
+    fn describe(&self) -> String {
+        "three replicas and the upstairs in one process".into()
+    }
+
+    fn volume(&self) -> &dyn Volume {
+        &*self.volume
+    }
+
+    fn disk_bytes(&self) -> Result<Option<f64>, BenchError> {
+        disk_bytes(&self.dir)
+    }
+
+    fn settle(&self) -> Result<(), BenchError> {
+        self.volume.flush_all()?;
+        self.embedded.settle();
+        sync(&self.dir)
+    }
+}

@@ -1,0 +1,106 @@
+//! `trivet downstairs run`: serves the regions of this node's pools, in the foreground.
+//!
+//! Says `ready` on standard output when it serves. SIGTERM and Ctrl-C close the regions in order;
+//! SIGUSR1 moves the logs to the extent files, as before copying a pool, and says `settled`.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use signal_hook::consts::SIGUSR1;
+use signal_hook::iterator::Signals;
+use trivet_cluster::process::Said;
+use trivet_cluster::{ClusterError, Host};
+use trivet_protocol::{NullRecorder, Recorder};
+
+use crate::error::CliError;
+use crate::output::Format;
+use crate::stop::Stop;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Downstairs {
+    /// Serve every region in the given pools until SIGTERM
+    Run(RunArgs),
+}
+
+/// Where, and what.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Address and port to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7100")]
+    listen: SocketAddr,
+    /// Directory with regions; repeatable
+    #[arg(long = "pool", value_name = "DIR", required = true)]
+    pools: Vec<PathBuf>,
+    /// End in order when the process that started this one ends
+    #[arg(long, hide = true)]
+    end_with_parent: bool,
+}
+
+/// Serves.
+///
+/// # Errors
+/// A pool is missing or in use, the address is taken, or closing a region failed.
+pub fn run(args: Downstairs, format: Format) -> Result<(), CliError> {
+    let Downstairs::Run(args) = args;
+    let stop = Stop::on_signals()?;
+    if args.end_with_parent {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+            .map_err(|e| CliError::failed(format_args!("cannot watch the parent: {e}")))?;
+    }
+    let mut settle = Signals::new([SIGUSR1])
+        .map_err(|e| CliError::failed(format_args!("cannot listen for signals: {e}")))?;
+    let recorder: Arc<dyn Recorder> = Arc::new(NullRecorder);
+    let host = Host::start(args.listen, &args.pools, &recorder).map_err(|e| failed(&e))?;
+    let host = Arc::new(host);
+    say(
+        format,
+        &Said::Ready {
+            address: host.address(),
+            regions: host.served().len(),
+        },
+    )?;
+    let signals = settle.handle();
+    let settling = host.clone();
+    let settler = std::thread::Builder::new()
+        .name("settle".into())
+        .spawn(move || {
+            for _ in settle.forever() {
+                settling.settle();
+                if let Err(e) = say(format, &Said::Settled) {
+                    tracing::warn!("{e}");
+                }
+            }
+        })
+        .map_err(|e| CliError::failed(format_args!("cannot start a thread: {e}")))?;
+    stop.wait();
+    signals.close();
+    // A panic there was reported by the panic itself.
+    let _ = settler.join();
+    match Arc::into_inner(host) {
+        Some(host) => host.close().map_err(|e| failed(&e)),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn failed(e: &ClusterError) -> CliError {
+    CliError::failed(e)
+}
+
+fn say(format: Format, said: &Said) -> Result<(), CliError> {
+    let line = match (format, said) {
+        (Format::Json, _) => serde_json::to_string(said)
+            .map_err(|e| CliError::failed(format_args!("cannot make JSON: {e}")))?,
+        (Format::Table, Said::Ready { address, regions }) => {
+            format!("ready: listening on {address}, regions: {regions}")
+        }
+        (Format::Table, Said::Settled) => "settled".to_owned(),
+    };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|e| CliError::output(&e))
+}

@@ -1,0 +1,108 @@
+//! `trivet volume`: makes volumes.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use trivet_cluster::{VolumeFile, create};
+
+use super::downstairs::failed;
+use crate::error::CliError;
+use crate::output::{self, Format};
+use crate::size::Size;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    /// Make a volume: one region in each of three pools, and a file that describes it
+    Create(CreateArgs),
+}
+
+/// Of what size, and where.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// The file that describes the volume, to be made
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Size, such as 100G; regions are thin and take space as they are written
+    #[arg(long)]
+    size: Size,
+    /// Directory of a pool; give three (they are made where missing)
+    #[arg(long = "pool", value_name = "DIR", required = true)]
+    pools: Vec<PathBuf>,
+}
+
+#[derive(Debug, Serialize)]
+struct Made {
+    volume: String,
+    bytes: u64,
+    members: Vec<Member>,
+}
+
+#[derive(Debug, Serialize)]
+struct Member {
+    id: String,
+    node: String,
+    pool: PathBuf,
+}
+
+/// Does it.
+///
+/// # Errors
+/// What to tell the person who asked.
+pub fn run(args: Volume, format: Format) -> Result<(), CliError> {
+    let Volume::Create(args) = args;
+    if args.pools.len() != 3 {
+        let given = args.pools.len();
+        return Err(CliError::usage(format_args!("{given} pools were given"))
+            .hint("give --pool three times, once per replica"));
+    }
+    let mut pools = Vec::new();
+    for (node, pool) in ["a", "b", "c"].into_iter().zip(&args.pools) {
+        let absolute = std::path::absolute(pool)
+            .map_err(|e| CliError::failed(format_args!("{}: {e}", pool.display())))?;
+        if pools
+            .iter()
+            .any(|(_, p): &(String, PathBuf)| *p == absolute)
+        {
+            return Err(
+                CliError::usage(format_args!("{} is given twice", pool.display()))
+                    .hint("each replica needs a pool of its own"),
+            );
+        }
+        pools.push((node.to_owned(), absolute));
+    }
+    let volume = VolumeFile::new(args.size.bytes(), pools).map_err(|e| failed(&e))?;
+    let volume = create(&args.file, volume).map_err(|e| failed(&e))?;
+    output::print(format, &made(&volume), |m| text(m, &args.file))
+}
+
+fn made(volume: &VolumeFile) -> Made {
+    let member = |p: &trivet_cluster::Place| Member {
+        id: p.id.to_string(),
+        node: p.node.clone(),
+        pool: p.pool.clone(),
+    };
+    Made {
+        volume: volume.volume.to_string(),
+        bytes: volume.blocks * trivet_protocol::BLOCK_BYTES as u64,
+        members: volume.member.iter().map(member).collect(),
+    }
+}
+
+fn text(made: &Made, file: &Path) -> String {
+    let mut text = format!(
+        "volume {} of {} bytes, described in {}\nserve its replicas with:\n",
+        made.volume,
+        made.bytes,
+        file.display()
+    );
+    for (i, m) in made.members.iter().enumerate() {
+        text.push_str(&format!(
+            "  trivet downstairs run --listen 127.0.0.1:{} --pool {}\n",
+            7100 + i,
+            m.pool.display()
+        ));
+    }
+    text
+}

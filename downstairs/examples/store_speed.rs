@@ -41,7 +41,10 @@ struct Bench {
 
 impl Bench {
     fn below(&mut self, n: u64) -> u64 {
-        self.random = self.random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.random = self
+            .random
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (self.random >> 33) % n
     }
 
@@ -81,15 +84,19 @@ fn report(out: &mut dyn Write, what: &str, n: u64, wall: f64, cpu: f64) -> std::
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let dir = std::env::args().nth(1).ok_or("name a directory that does not exist")?;
+    let dir = std::env::args()
+        .nth(1)
+        .ok_or("name a directory that does not exist")?;
     let dir = Path::new(&dir);
     std::fs::create_dir(dir)?;
     let mut out = std::io::stdout();
     let volume = VolumeId::random();
     let region = Region::new(volume, MemberId::random(), 1 << 24);
     let written = Arc::new(Written::default());
-    let disk: Arc<dyn trivet_downstairs::disk::Disk> =
-        Arc::new(RealDisk::new(dir, Arc::clone(&written) as Arc<dyn Recorder>));
+    let disk: Arc<dyn trivet_downstairs::disk::Disk> = Arc::new(RealDisk::new(
+        dir,
+        Arc::clone(&written) as Arc<dyn Recorder>,
+    ));
     Store::create(&disk, &region)?;
     let (store, _) = Store::open(Arc::clone(&disk), None, written.clone())?;
     let mut b = Bench {
@@ -100,16 +107,31 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
 
     // New data in runs of 1 MiB: 1 GiB.
-    let mib = Bytes::from((0..1usize << 20).map(|i| (i * 31 / 7) as u8).collect::<Vec<_>>());
+    let mib = Bytes::from(
+        (0..1usize << 20)
+            .map(|i| (i * 31 / 7) as u8)
+            .collect::<Vec<_>>(),
+    );
     let entries: Vec<Entry> = (0..1024).map(|i| b.entry(i * 256, &mib)).collect();
     let (before, t, c) = (b.written.0.load(Ordering::Relaxed), Instant::now(), cpu());
     for e in entries {
         b.append(e)?;
     }
-    report(&mut out, "1 MiB new, in place", 1024, t.elapsed().as_secs_f64(), cpu() - c)?;
+    report(
+        &mut out,
+        "1 MiB new, in place",
+        1024,
+        t.elapsed().as_secs_f64(),
+        cpu() - c,
+    )?;
     b.empty()?;
     let bytes = b.written.0.load(Ordering::Relaxed) - before;
-    writeln!(out, "  with sync and checkpoint {:.2} s, {:.3} bytes per byte", t.elapsed().as_secs_f64(), bytes as f64 / (1u64 << 30) as f64)?;
+    writeln!(
+        out,
+        "  with sync and checkpoint {:.2} s, {:.3} bytes per byte",
+        t.elapsed().as_secs_f64(),
+        bytes as f64 / (1u64 << 30) as f64
+    )?;
 
     // Random overwrites of 4 KiB within that, no sync but for checkpoints.
     let four = mib.slice(..BLOCK_BYTES);
@@ -124,7 +146,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     for e in &entries {
         b.append(e.clone())?;
     }
-    report(&mut out, "4 KiB overwrite, append alone", 20_000, t.elapsed().as_secs_f64(), cpu() - c)?;
+    report(
+        &mut out,
+        "4 KiB overwrite, append alone",
+        20_000,
+        t.elapsed().as_secs_f64(),
+        cpu() - c,
+    )?;
     b.empty()?;
     let (before, t, c) = (b.written.0.load(Ordering::Relaxed), Instant::now(), cpu());
     for i in 0..n {
@@ -139,9 +167,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     b.empty()?;
-    report(&mut out, "4 KiB overwrite, sync each 32, checkpoints, checksums", n, t.elapsed().as_secs_f64(), cpu() - c)?;
+    report(
+        &mut out,
+        "4 KiB overwrite, sync each 32, checkpoints, checksums",
+        n,
+        t.elapsed().as_secs_f64(),
+        cpu() - c,
+    )?;
     let bytes = b.written.0.load(Ordering::Relaxed) - before;
-    writeln!(out, "  {:.2} bytes given to the file system per byte", bytes as f64 / (n * 4096) as f64)?;
+    writeln!(
+        out,
+        "  {:.2} bytes given to the file system per byte",
+        bytes as f64 / (n * 4096) as f64
+    )?;
 
     // Reads.
     let (t, c) = (Instant::now(), cpu());
@@ -149,12 +187,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         let block = b.below(262_144);
         b.store.read(Block(block), 1)?;
     }
-    report(&mut out, "4 KiB read, in memory", 100_000, t.elapsed().as_secs_f64(), cpu() - c)?;
+    report(
+        &mut out,
+        "4 KiB read, in memory",
+        100_000,
+        t.elapsed().as_secs_f64(),
+        cpu() - c,
+    )?;
     let (t, c) = (Instant::now(), cpu());
     for i in 0..1024 {
         b.store.read(Block(i * 256), 256)?;
     }
-    report(&mut out, "1 MiB read, in memory", 1024, t.elapsed().as_secs_f64(), cpu() - c)?;
+    report(
+        &mut out,
+        "1 MiB read, in memory",
+        1024,
+        t.elapsed().as_secs_f64(),
+        cpu() - c,
+    )?;
 
     // QD1: append and sync each.
     let (t, c) = (Instant::now(), cpu());
@@ -164,7 +214,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         b.append(e)?;
         b.store.sync()?;
     }
-    report(&mut out, "4 KiB append and sync", 2000, t.elapsed().as_secs_f64(), cpu() - c)?;
+    report(
+        &mut out,
+        "4 KiB append and sync",
+        2000,
+        t.elapsed().as_secs_f64(),
+        cpu() - c,
+    )?;
 
     // Open with a full log.
     while b.store.log_free() > 1 << 20 {

@@ -1,10 +1,7 @@
 //! `trivet bench`: load on a volume, its limits beside it, one table.
 
-<<<<<<< HEAD
 mod nfs;
-=======
 mod subject;
->>>>>>> main
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -151,6 +151,26 @@ impl Replica {
         self.member.state().member
     }
 
+    /// Positions, queues and log, for people who look for why something waits.
+    pub fn describe(&self) -> String {
+        let parked: Vec<_> = self.conns.values().map(|c| c.parked.len()).collect();
+        let log = self.store().map(|s| {
+            let (used, size) = s.log_usage();
+            format!(
+                "end {:?} durable {:?} commit {} checkpointed {:?} tail {} log {used} of {size} bytes, \
+                 mixed {:?}, poisoned {:?}",
+                s.end(), s.durable(), s.commit(), s.checkpointed(), s.tail(), s.mixed(), s.poisoned()
+            )
+        });
+        format!(
+            "frames waiting {parked:?}, syncing {} (wanted {}), checkpointing {}, {}",
+            self.syncing,
+            self.sync_wanted,
+            self.checkpointing,
+            log.unwrap_or_else(|| "a witness".into())
+        )
+    }
+
     /// Its vote.
     pub fn member(&self) -> &Member {
         &self.member
@@ -278,7 +298,14 @@ impl Replica {
             store.blocks(),
         )
         .map_err(|e| Refusal::BadRequest(e.to_string()))?;
-        match store.append(&entry) {
+        if entry.seq == store.end().seq.next() {
+            // It follows: the stream is in line with what is here, so its positions count, also
+            // while this very entry waits for the room that they may give.
+            store.set_commit(header.commit);
+            store.set_trim(header.trim);
+            self.in_line(conn, header.generation);
+        }
+        match self.store_mut()?.append(&entry) {
             Ok(()) => {}
             Err(StoreError::LogFull { .. }) => {
                 self.park(conn, frame);
@@ -286,17 +313,22 @@ impl Replica {
             }
             Err(e) => return Err(refusal(e)),
         }
-        store.set_commit(header.commit);
-        store.set_trim(header.trim);
         if let Some(c) = self.conns.get_mut(&conn) {
             c.received += len;
-            c.generation = header.generation;
         }
         Ok(())
     }
 
+    fn in_line(&mut self, conn: ConnId, generation: Generation) {
+        if let Some(c) = self.conns.get_mut(&conn) {
+            c.generation = generation;
+        }
+    }
+
     fn park(&mut self, conn: ConnId, frame: Frame) {
         self.recorder.count("downstairs.log.full", 1);
+        // Only what is synced can be moved out of the log; copies are synced for no other reason.
+        self.sync_wanted = true;
         if let Some(c) = self.conns.get_mut(&conn) {
             c.parked_bytes += frame.wire_len();
             c.parked.push_front(frame);

@@ -250,7 +250,8 @@ impl Served {
             if sync {
                 self.run_syncs();
             }
-            if checkpoint {
+            // A sync may be what a checkpoint was waiting for.
+            if checkpoint || (sync && lock(&self.replica).wants_checkpoint()) {
                 self.work.notify_one();
             }
             next = match reader.next_frame() {

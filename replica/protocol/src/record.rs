@@ -136,6 +136,12 @@ impl Record {
         self.in_sync.intersection(heard).count() >= read_quorum(self.in_sync.len())
     }
 
+    /// Whether fewer copies are in sync than the policy asks for. An activation may come to that;
+    /// a serving upstairs never shrinks the set to it.
+    pub fn below_policy(&self) -> bool {
+        self.in_sync.len() < usize::from(self.min_copies)
+    }
+
     /// The greatest value that a write quorum of the in-sync set has reached, given what each
     /// has reached (`None`: unknown, counts as nothing).
     pub fn quorum_of<T: Ord + Copy + Default>(&self, reached: impl Fn(MemberId) -> Option<T>) -> T {

@@ -223,7 +223,7 @@ impl Upstairs {
         else {
             return;
         };
-        let ids: BTreeSet<_> = heard.iter().map(|(_, w)| w.member).collect();
+        let ids = voters(record, heard.iter().map(|(_, w)| *w));
         let good: BTreeSet<_> = heard
             .iter()
             .filter(|(_, w)| self.countable(record, w))
@@ -371,7 +371,7 @@ impl Upstairs {
             return;
         };
         let record = record.clone();
-        let ids: BTreeSet<_> = granted.iter().map(|(_, w)| w.member).collect();
+        let ids = voters(&record, granted.iter().map(|(_, w)| w));
         let good: Vec<_> = granted
             .iter()
             .filter(|(_, w)| self.countable(&record, w))
@@ -748,4 +748,14 @@ impl Upstairs {
             lines.join("; ")
         )
     }
+}
+
+/// Whose votes count: members that do not show fewer openings than the record knows of. One that
+/// does was rolled back, its promises with it (design section 5).
+fn voters<'a>(record: &Record, heard: impl Iterator<Item = &'a Welcome>) -> BTreeSet<MemberId> {
+    let votes = |w: &&Welcome| {
+        record.member(w.member).is_some_and(|m| w.opens >= m.opens)
+            || breaks::on(Break::RolledBackCounts)
+    };
+    heard.filter(votes).map(|w| w.member).collect()
 }

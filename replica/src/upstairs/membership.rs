@@ -80,6 +80,16 @@ impl Upstairs {
         }
     }
 
+    /// Fewer copies are in sync than the policy asks for: writes are taken, and committed on those
+    /// that there are, but no flush is answered until another replica has joined.
+    pub(super) fn below_policy(&self) -> bool {
+        let pending = self.pending.as_ref().map(|p| &p.record);
+        [self.record.as_ref(), pending]
+            .into_iter()
+            .flatten()
+            .any(Record::below_policy)
+    }
+
     /// The newest record, settled or not: what members that join late are given.
     fn newest_record(&self) -> Option<&Record> {
         self.pending
@@ -167,6 +177,7 @@ impl Upstairs {
         }
         self.single_copy_told = single;
         self.advance(now);
+        self.answer_flushes(now);
         self.release_history();
         for link in self.links() {
             self.consider_join(now, link);

@@ -331,9 +331,10 @@ enum Ask {
     Fetch,
     BeginResync,
     FinishResync,
-    ChangedAtSource,
+    /// For the resync of this replica.
+    ChangedAtSource(LinkId),
     ChangedAtTarget,
-    SumsAtSource(u64),
+    SumsAtSource(LinkId, u64),
     SumsAtTarget(u64),
 }
 
@@ -445,7 +446,7 @@ impl Upstairs {
     pub fn flush(&mut self, now: Now, upto: Seq, wait: WaitId) {
         if !self.serves() {
             self.out.push(Effect::Flushed(wait, Err(self.not_active())));
-        } else if upto <= self.commit {
+        } else if upto <= self.commit && !self.below_policy() {
             self.complete(now, Effect::Flushed(wait, Ok(self.receipt())));
         } else {
             self.flushes
@@ -479,14 +480,22 @@ impl Upstairs {
             return;
         }
         self.commit = reached;
-        let waiting = self.flushes.split_off(&reached.next());
+        self.answer_flushes(now);
+        self.release_history();
+        self.offer_room(now);
+    }
+
+    /// Answers the flushes that the commit position has reached.
+    fn answer_flushes(&mut self, now: Now) {
+        if self.below_policy() {
+            return;
+        }
+        let waiting = self.flushes.split_off(&self.commit.next());
         let done = std::mem::replace(&mut self.flushes, waiting);
         let receipt = self.receipt();
         for wait in done.into_values().flatten() {
             self.complete(now, Effect::Flushed(wait, Ok(receipt)));
         }
-        self.release_history();
-        self.offer_room(now);
     }
 
     fn offer_room(&mut self, now: Now) {
@@ -693,14 +702,17 @@ impl Upstairs {
                 Ask::Claim if matches!(refusal, Refusal::Leased { .. }) => {}
                 Ask::Hello | Ask::Claim => {
                     let why = refusal.to_string();
-                    self.peer_mut(link).refused = Some(why.clone());
-                    self.notice(Notice::LinkRefused { link, why });
+                    // Asked again and again; said once.
+                    if self.peer(link).refused.as_ref() != Some(&why) {
+                        self.peer_mut(link).refused = Some(why.clone());
+                        self.notice(Notice::LinkRefused { link, why });
+                    }
                 }
                 Ask::BeginResync
                 | Ask::FinishResync
-                | Ask::ChangedAtSource
+                | Ask::ChangedAtSource(_)
                 | Ask::ChangedAtTarget
-                | Ask::SumsAtSource(_)
+                | Ask::SumsAtSource(..)
                 | Ask::SumsAtTarget(_) => self.resync_failed(link, refusal.to_string()),
                 _ => self.refuse_link(link, refusal.to_string()),
             },

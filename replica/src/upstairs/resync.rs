@@ -169,16 +169,6 @@ impl Upstairs {
         self.peer_mut(link).resync.as_mut()
     }
 
-    /// The replica that is being resynced from this source, for answers of the source's.
-    fn target_of(&self, source: LinkId, job: u64) -> Option<LinkId> {
-        self.links().find(|l| {
-            self.peer(*l)
-                .resync
-                .as_ref()
-                .is_some_and(|r| r.source == source && r.jobs.contains_key(&job))
-        })
-    }
-
     pub(super) fn on_resync_begun(&mut self, now: Now, link: LinkId) {
         if let Some(r) = self.resync_mut(link) {
             r.stage = Stage::Listing {
@@ -198,25 +188,11 @@ impl Upstairs {
         ranges: Vec<(u64, u32)>,
         next: Option<u64>,
     ) {
-        let at_target = *what == Ask::ChangedAtTarget;
-        let link = if at_target {
-            Some(from)
-        } else {
-            self.links().find(|l| {
-                self.peer(*l).resync.as_ref().is_some_and(|r| {
-                    r.source == from
-                        && matches!(
-                            r.stage,
-                            Stage::Listing {
-                                target: false,
-                                asked: true,
-                                ..
-                            }
-                        )
-                })
-            })
+        let (link, at_target) = match what {
+            Ask::ChangedAtSource(target) => (*target, false),
+            Ask::ChangedAtTarget => (from, true),
+            _ => return,
         };
-        let Some(link) = link else { return };
         let blocks = self.record.as_ref().map_or(0, |r| r.blocks);
         let Some(r) = self.resync_mut(link) else {
             return;
@@ -277,7 +253,7 @@ impl Upstairs {
                 if at_target {
                     self.ask(now, link, Ask::ChangedAtTarget, &request);
                 } else {
-                    self.ask(now, source, Ask::ChangedAtSource, &request);
+                    self.ask(now, source, Ask::ChangedAtSource(link), &request);
                 }
                 continue;
             }
@@ -313,18 +289,17 @@ impl Upstairs {
                 r.jobs.insert(id, job);
             }
             let request = Request::Sums { block, count: n };
-            self.ask(now, source, Ask::SumsAtSource(id), &request);
+            self.ask(now, source, Ask::SumsAtSource(link, id), &request);
             self.ask(now, link, Ask::SumsAtTarget(id), &request);
         }
     }
 
     pub(super) fn on_sums(&mut self, now: Now, from: LinkId, what: &Ask, sums: Vec<Checksum>) {
         let (link, id, at_source) = match *what {
-            Ask::SumsAtSource(id) => (self.target_of(from, id), id, true),
-            Ask::SumsAtTarget(id) => (Some(from), id, false),
+            Ask::SumsAtSource(target, id) => (target, id, true),
+            Ask::SumsAtTarget(id) => (from, id, false),
             _ => return,
         };
-        let Some(link) = link else { return };
         let Some(job) = self.resync_mut(link).and_then(|r| r.jobs.get_mut(&id)) else {
             return;
         };

@@ -70,7 +70,7 @@ impl World {
     fn crash_node(&mut self, node: usize) {
         self.say(|| format!("node {node} loses power"));
         self.stop_node(node);
-        let seed = self.rng.next();
+        let seed = self.rng.draw();
         self.nodes[node].disk.crash(seed);
         self.restart(node);
     }
@@ -160,6 +160,7 @@ impl World {
             0 => {
                 self.say(|| format!("node {node} loses its disk"));
                 self.harmed = true;
+                self.gone_for_good = true;
                 self.stop_node(node);
                 self.nodes[node].disk.wipe();
                 self.nodes[node].lost = true;
@@ -171,6 +172,7 @@ impl World {
                 };
                 self.say(|| format!("node {node} is restored from a backup"));
                 self.harmed = true;
+                self.gone_for_good = true;
                 self.stop_node(node);
                 self.nodes[node].disk.restore(&backup);
                 self.nodes[node].disk.crash(1);
@@ -181,7 +183,7 @@ impl World {
                 self.say(|| format!("node {node}: its log rots"));
                 self.harmed = true;
                 self.stop_node(node);
-                let seed = self.rng.next();
+                let seed = self.rng.draw();
                 self.nodes[node].disk.crash(seed);
                 for _ in 0..1 + self.rng.below(40) {
                     let at = self.rng.below(512 * 1024);

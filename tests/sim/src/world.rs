@@ -171,6 +171,8 @@ pub struct World {
     /// The one node whose data may be harmed for good in this world.
     pub victim: usize,
     pub harmed: bool,
+    /// The victim cannot come back under its old identity.
+    pub gone_for_good: bool,
     pub healing: bool,
     volume: VolumeId,
     model: Model,
@@ -238,6 +240,7 @@ impl World {
             cut: vec![vec![[false; 2]; n]; n],
             victim,
             harmed: false,
+            gone_for_good: false,
             healing: false,
             volume,
             model: Model::default(),
@@ -320,7 +323,7 @@ impl World {
         else {
             return false;
         };
-        let whole = self.nodes.iter().filter(|n| !n.lost).count();
+        let whole = self.nodes.len() - usize::from(self.gone_for_good);
         core.record()
             .is_some_and(|r| r.in_sync.len() >= whole.min(3))
             && core.record_settled()
@@ -393,6 +396,7 @@ impl World {
                     self.after(200 * MS, Event::Start(node));
                 } else if node == self.victim && self.harmed {
                     self.nodes[node].lost = true;
+                    self.gone_for_good = true;
                 } else {
                     self.check(Err(format!(
                         "a region that was never harmed does not open: {e}"
@@ -445,6 +449,13 @@ impl World {
             }
         }
         self.drive_node(node);
+        // What a daemon does with a region that trusts its disk no longer: it opens it anew.
+        let store = self.nodes[node].replica.as_ref().and_then(Replica::store);
+        if store.is_some_and(|s| s.poisoned().is_some()) {
+            self.say(|| format!("node {node}: its region is poisoned and is opened anew"));
+            self.stop_node(node);
+            self.after(100 * MS, Event::Start(node));
+        }
     }
 
     fn drive_node(&mut self, node: usize) {
@@ -482,17 +493,11 @@ impl World {
             let e = e.to_string();
             self.say(|| format!("node {node}: {e}"));
         }
-        let failed = result.is_err();
         let mut out = Vec::new();
         if let Some(r) = &mut self.nodes[node].replica {
             r.sync_done(job, result, &mut out);
         }
         self.perform(node, out);
-        if failed {
-            // What a supervisor does: the process ends and is started again.
-            self.stop_node(node);
-            self.after(100 * MS, Event::Start(node));
-        }
     }
 
     fn read_done(&mut self, node: usize, boot: u64, conn: ConnId, id: u64, job: Box<ReadJob>) {
@@ -530,7 +535,6 @@ impl World {
             self.after(nanos, Event::Checkpoint(node, boot));
             return;
         }
-        let failed = step.is_err();
         let Some(job) = self.nodes[node].checkpoint.take() else {
             return;
         };
@@ -540,10 +544,6 @@ impl World {
             r.checkpoint_done(now, job, step, &mut out);
         }
         self.perform(node, out);
-        if failed {
-            self.stop_node(node);
-            self.after(100 * MS, Event::Start(node));
-        }
     }
 
     // ---- network ----
@@ -750,13 +750,12 @@ impl World {
         u.core = Some(Upstairs::new(config));
         let inc = u.incarnation;
         let options = ActivateOptions {
-            claim: u128::from(self.rng.next()) << 64 | u128::from(self.rng.next()),
+            claim: u128::from(self.rng.draw()) << 64 | u128::from(self.rng.draw()),
             wait_for_lease: self.rng.one_in(2) || self.healing,
             patience: Duration::from_millis(4_000),
             // After a power cut that left a torn record, with a disk lost for good, only people can
             // say that what was torn is not missed. Here it is not: nothing rots in such a world.
-            accept_data_loss: self.time > FAULTS_END + 8_000 * MS
-                && self.nodes.iter().any(|n| n.lost),
+            accept_data_loss: self.time > FAULTS_END + 8_000 * MS && self.gone_for_good,
         };
         self.say(|| format!("up {up} is promoted"));
         self.with_up(up, |core, now| core.activate(now, options));
@@ -1105,6 +1104,12 @@ impl World {
             return fail("liveness: nobody is active although everything was healed".into());
         };
         if !self.is_well() {
+            for (i, n) in self.nodes.iter().enumerate() {
+                if let Some(r) = &n.replica {
+                    let text = r.describe();
+                    println!("node {i}: {text}");
+                }
+            }
             let core = self.ups[up].core.as_ref();
             let status = core.map(|c| c.status(self.ups[up].clock.now(self.time)));
             return fail(format!("liveness: not redundant again: {status:#?}"));

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use super::conn::lock;
+use super::pool::outside_turn;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -47,7 +48,7 @@ impl Gate {
         let place = Place(self);
         job();
         while let Some(next) = place.next_or_leave() {
-            next();
+            outside_turn(next);
         }
         // Given back already, in the step that saw nothing parked.
         std::mem::forget(place);

@@ -147,6 +147,14 @@ pub fn in_turn() -> bool {
     SERVING.get() != u64::MAX
 }
 
+/// Runs `f` as if outside of any turn: what it leaves to be done together is done at once, what
+/// it replies is sent at once. For calls of others that a thread runs in passing.
+pub fn outside_turn(f: impl FnOnce()) {
+    let turn = SERVING.replace(u64::MAX);
+    f();
+    SERVING.set(turn);
+}
+
 impl Shared {
     fn now_ms(&self) -> u64 {
         self.start.elapsed().as_millis() as u64
@@ -325,9 +333,13 @@ impl Shared {
                 Ok(Progress::Record(m)) => m,
                 Ok(Progress::Starved) => {
                     SERVING.set(u64::MAX);
-                    messages.turn_ended();
                     self.send(conn);
-                    self.rearm(conn);
+                    // To ask for a flush may wait too: if it does, another thread goes on here.
+                    state.store((call + 1) << 1, Ordering::Release);
+                    messages.turn_ended();
+                    if state.swap(0, Ordering::AcqRel) & 1 == 0 {
+                        self.rearm(conn);
+                    }
                     return;
                 }
                 Err(e) => {

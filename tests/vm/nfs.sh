@@ -1,7 +1,7 @@
 #!/bin/bash
 # A real Linux kernel's NFS client against our server, in a network namespace of its own (root).
-# Usage: nfs.sh SERVER-PROGRAM [CASE...]; cases: files locks fight restart (all by default).
-# SERVER-PROGRAM FILE MIB ADDRESS:PORT discover CLIENTS... serves the export /vm until its input ends.
+# Usage: nfs.sh TRIVET [CASE...]; TRIVET is the program, cases are files locks fight restart (all
+# by default). The server is `trivet up`: three replicas, the file system, NFS.
 set -u
 H=$(cd "$(dirname "$0")" && pwd); D=${TRIVET_VM:-$H/../../target/vm}
 if [ "${INSIDE:-}" != 1 ]; then
@@ -9,23 +9,22 @@ if [ "${INSIDE:-}" != 1 ]; then
   INSIDE=1 exec unshare -n -m "$0" "$@"
 fi
 SERVE=$1; shift; D=$(cd "$D" && pwd)
-W=$(mktemp -d); N=10.77.0; PID= HOLD=
+W=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-vm.XXXXXX"); N=10.77.0; PID=
 start() {
-  rm -f "$W/in"; mkfifo "$W/in"; sleep 100000 > "$W/in" & HOLD=$!
-  "$SERVE" "$W/volume" 4096 $N.1:2049 discover "$N.0/24(rw,no_root_squash)" < "$W/in" >> "$W/log" 2>&1 & PID=$!
-  for _ in $(seq 50); do showmount --no-headers --exports $N.1 >/dev/null 2>&1 && return; sleep 0.1; done
+  "$SERVE" up "$W/data" --size 8G --nfs $N.1:2049 --export /vm --allow "$N.0/24(rw,no_root_squash)" >> "$W/log" 2>&1 & PID=$!
+  for _ in $(seq 150); do showmount --no-headers --exports $N.1 >/dev/null 2>&1 && return; sleep 0.1; done
   echo "the server does not answer:"; cat "$W/log"; exit 1
 }
-stop() { [ -n "$HOLD" ] && kill $HOLD 2>/dev/null; [ -n "$PID" ] && wait $PID; PID= HOLD=; }
-crash() { kill -9 $PID $HOLD; wait $PID $HOLD 2>/dev/null; PID= HOLD=; }
+stop() { [ -n "$PID" ] && { kill $PID; wait $PID || { echo "the server ended badly"; tail -5 "$W/log"; failed=1; }; }; PID=; }
+crash() { kill -9 $PID; wait $PID 2>/dev/null; PID=; }
 trap 'stop; rm -rf "$W"' EXIT
 ip link set lo up; ip link add br0 type bridge; ip link set br0 up; ip addr add $N.1/24 dev br0
 for t in tap0 tap1; do ip tuntap add $t mode tap; ip link set $t master br0 up; done
-guest() { "$H/guest.sh" "$D" "$1" "$N.$2/24" "tap$3" $N.1 1 "$4" "$H/$5"; }
 failed=0
+guest() { "$H/guest.sh" "$D" "$1" "$N.$2/24" "tap$3" $N.1 1 "$4" "$H/$5"; }
 result() { if [ "$2" = 0 ]; then echo "vm $1: ok"; else echo "vm $1: FAILED ($2)"; failed=1; tail -5 "$W/log"; fi; }
 for c in ${@:-files locks fight restart}; do
-  rm -f "$W/volume"; start
+  rm -rf "$W/data"; start
   case $c in
   files) guest a 11 0 240 job-files.sh; result files $? ;;
   locks) guest a 11 0 90 job-locks.sh; result locks $? ;;

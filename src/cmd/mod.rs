@@ -3,6 +3,7 @@
 mod bench;
 mod downstairs;
 mod limits;
+mod up;
 mod volume;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +36,8 @@ pub enum Command {
     Downstairs(downstairs::Downstairs),
     /// Show every fixed limit: name, value, unit, what it bounds
     Limits,
+    /// Run everything on this machine: three replicas, the file system, the NFS export
+    Up(up::UpArgs),
     /// Volumes: replicated virtual disks
     #[command(subcommand)]
     Volume(volume::Volume),
@@ -49,6 +52,7 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(args, output),
         Command::Downstairs(args) => downstairs::run(args, output),
         Command::Limits => limits::run(output),
+        Command::Up(args) => up::run(args, output),
         Command::Volume(args) => volume::run(args, output),
     }
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod downstairs;
+mod fsck;
 mod limits;
 mod up;
 mod volume;
@@ -34,6 +35,8 @@ pub enum Command {
     /// The server that keeps replicas of volumes in this node's pools
     #[command(subcommand)]
     Downstairs(downstairs::Downstairs),
+    /// Prove that the file system of a volume that is not in use is whole
+    Fsck(fsck::FsckArgs),
     /// Show every fixed limit: name, value, unit, what it bounds
     Limits,
     /// Run everything on this machine: three replicas, the file system, the NFS export
@@ -51,6 +54,7 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
     match command {
         Command::Bench(args) => bench::run(args, output),
         Command::Downstairs(args) => downstairs::run(args, output),
+        Command::Fsck(args) => fsck::run(&args, output),
         Command::Limits => limits::run(output),
         Command::Up(args) => up::run(args, output),
         Command::Volume(args) => volume::run(args, output),

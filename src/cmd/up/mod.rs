@@ -5,6 +5,7 @@
 //! the old lease and goes on.
 
 mod export;
+mod mount;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct UpArgs {
     size: Size,
     #[command(flatten)]
     export: export::ExportArgs,
+    #[command(flatten)]
+    mount: mount::MountArgs,
 }
 
 /// What is printed when it runs.
@@ -40,6 +43,7 @@ struct Running {
     volume: String,
     bytes: u64,
     nfs: Option<export::Lines>,
+    mount: Option<String>,
     problems: Vec<String>,
 }
 
@@ -54,11 +58,13 @@ pub fn run(args: UpArgs, format: Format) -> Result<(), CliError> {
     let volume: Arc<dyn Volume> = embedded.volume();
     let fs = open_fs(&volume)?;
     let export = args.export.start(&fs, &volume)?;
+    let mounted = args.mount.start(&fs)?;
     let info = volume.info();
     let running = Running {
         volume: info.id.to_string(),
         bytes: info.blocks * trivet_replica::volume::BLOCK_BYTES as u64,
         nfs: export.as_ref().map(|e| e.lines.clone()),
+        mount: args.mount.line(),
         problems: embedded
             .problems()
             .iter()
@@ -68,6 +74,7 @@ pub fn run(args: UpArgs, format: Format) -> Result<(), CliError> {
     output::print(format, &running, text)?;
     stop.wait();
     drop(export);
+    mount::end(mounted);
     let closed = fs.close();
     drop(fs);
     drop(volume);
@@ -104,6 +111,9 @@ fn text(r: &Running) -> String {
     }
     if let Some(nfs) = &r.nfs {
         out.push_str(&format!("  {}\n  {}\n", nfs.mount, nfs.proxmox));
+    }
+    if let Some(line) = &r.mount {
+        out.push_str(&format!("  {line}\n"));
     }
     out.push_str("Ctrl-C or SIGTERM ends it.\n");
     out

@@ -17,9 +17,11 @@ pub mod lock;
 mod ops;
 #[cfg(test)]
 mod testing;
+mod vfs;
 
 pub use api::*;
 pub use data::MAX_IO;
 pub use error::{FsError, FsResult};
 pub use fsck::{Finding, Report, fsck};
 pub use ops::{Fs, MkfsOptions, Settings, mkfs};
+pub use vfs::Vfs;

@@ -344,6 +344,10 @@ fn every_prefix_of_the_history_is_whole() {
         let made = w.volume.batches();
         for _ in 0..250 {
             w.step();
+            // Small transactions give many places to crash at.
+            if w.rng.below(4) == 0 {
+                w.fs.flush(w.fs.last_mark()).unwrap();
+            }
         }
         w.fs.flush(w.fs.last_mark()).unwrap();
         let flushed = w.volume.flushed();

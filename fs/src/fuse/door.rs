@@ -13,7 +13,8 @@ use fuser::*;
 use super::convert::{creds, errno, file_attr, file_type};
 use super::handles::Handles;
 use super::{FUSE_DOOR, TTL};
-use crate::api::{Attr, Creds, Ctx, InodeId, Mark, Seek, Vfs};
+use crate::Vfs;
+use crate::api::{Attr, Creds, Ctx, InodeId, Mark, Seek};
 use crate::error::{FsError, FsResult};
 use crate::lock::{LockCall, LockFamily, LockKind, LockRange};
 

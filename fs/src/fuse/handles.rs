@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::api::{Attr, Ino, InodeId, Vfs};
+use crate::Vfs;
+use crate::api::{Attr, Ino, InodeId};
 use crate::error::{FsError, FsResult};
 
 const SHARDS: usize = 16;

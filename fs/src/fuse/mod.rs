@@ -33,7 +33,8 @@ use std::time::Duration;
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 use rustix::mount::{UnmountFlags, unmount};
 
-use crate::api::{Door, Vfs};
+use crate::Vfs;
+use crate::api::Door;
 
 /// How long the kernel may answer for us.
 pub(crate) const TTL: Duration = Duration::from_secs(30);
@@ -134,20 +135,14 @@ impl Mounted {
         if session.guard.is_finished() {
             return Ok(true);
         }
-        if !rustix::process::geteuid().is_root() {
-            return session.umount_and_join().map(|()| true);
-        }
-        match unmount(&self.path, UnmountFlags::empty()) {
-            Ok(()) => session.join().map(|()| true),
-            Err(rustix::io::Errno::BUSY) => {
+        match session.umount_and_join() {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
+                // Its threads end with the last user, or with the process.
                 unmount(&self.path, UnmountFlags::DETACH)?;
-                // Its threads end with the last user, or with the process. It must not be
-                // dropped: that would unmount whatever is on the directory by then.
-                std::mem::forget(session);
                 Ok(false)
             }
-            Err(rustix::io::Errno::INVAL) => session.join().map(|()| true),
-            Err(e) => Err(e.into()),
+            Err(e) => Err(e),
         }
     }
 }

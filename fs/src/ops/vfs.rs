@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Fs;
+use crate::Vfs;
 use crate::api::*;
 use crate::core::Core;
 use crate::error::{FsError, FsResult};

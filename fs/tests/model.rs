@@ -37,6 +37,8 @@ struct World {
     /// After each operation: its mark, and the model.
     states: Vec<(Mark, Model)>,
     log: Vec<String>,
+    /// Held open, with or without a name.
+    open: Vec<InodeId>,
 }
 
 impl World {
@@ -53,6 +55,7 @@ impl World {
             ids: HashMap::from([(0, InodeId::ROOT)]),
             rng: Rng::new(seed),
             log: Vec::new(),
+            open: Vec::new(),
         }
     }
 
@@ -167,6 +170,15 @@ impl World {
             }
             6 | 7 => {
                 let want_dir = self.rng.below(3) == 0;
+                // Half of what goes is held open for a while: an orphan until it is let go.
+                if let (Some(child), 0) = (self.model.find(dir, &n), self.rng.below(2)) {
+                    self.fs.open_ref(self.ids[&child]).unwrap();
+                    self.open.push(self.ids[&child]);
+                }
+                if self.open.len() > 4 {
+                    let id = self.open.remove(0);
+                    self.fs.close_ref(id);
+                }
                 let r = match want_dir {
                     true => self.fs.rmdir(Ctx::new(&root), id, &n),
                     false => self.fs.unlink(Ctx::new(&root), id, &n),

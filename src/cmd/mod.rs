@@ -5,6 +5,7 @@ mod downstairs;
 mod limits;
 mod up;
 mod volume;
+mod region;
 
 use clap::{Parser, Subcommand};
 
@@ -34,6 +35,9 @@ pub enum Command {
     /// The server that keeps replicas of volumes in this node's pools
     #[command(subcommand)]
     Downstairs(downstairs::Downstairs),
+    /// One replica's directory, offline: create, import, export, verify, dump
+    #[command(subcommand)]
+    Region(region::RegionCmd),
     /// Show every fixed limit: name, value, unit, what it bounds
     Limits,
     /// Run everything on this machine: three replicas, the file system, the NFS export
@@ -51,6 +55,7 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
     match command {
         Command::Bench(args) => bench::run(args, output),
         Command::Downstairs(args) => downstairs::run(args, output),
+        Command::Region(args) => region::run(args, output),
         Command::Limits => limits::run(output),
         Command::Up(args) => up::run(args, output),
         Command::Volume(args) => volume::run(args, output),

@@ -61,7 +61,9 @@ impl World {
             }
             17 => {
                 let snapshot = self.nodes[self.victim].disk.snapshot();
-                self.nodes[self.victim].backup = Some(snapshot);
+                self.nodes[self.victim]
+                    .backup
+                    .get_or_insert((self.time, snapshot));
             }
             _ => self.harm(),
         }
@@ -167,9 +169,12 @@ impl World {
                 self.restart(node);
             }
             1 => {
-                let Some(backup) = self.nodes[node].backup.take() else {
+                let Some((taken, backup)) = self.nodes[node].backup.take() else {
                     return;
                 };
+                if self.time < taken + 3_000 * MS {
+                    return;
+                }
                 self.say(|| format!("node {node} is restored from a backup"));
                 self.harmed = true;
                 self.gone_for_good = true;

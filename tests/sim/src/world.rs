@@ -73,7 +73,7 @@ pub struct Node {
     pub sync_nanos: u64,
     /// Its disk was lost: it never comes back by itself.
     pub lost: bool,
-    pub backup: Option<Snapshot>,
+    pub backup: Option<(u64, Snapshot)>,
     sync: Option<SyncJob>,
     checkpoint: Option<CheckpointJob>,
     conns: Vec<u64>,
@@ -737,6 +737,7 @@ impl World {
         let limits = Limits {
             retain_bytes: 160 * 1024,
             window_bytes: 80 * 1024,
+            record_refresh: Duration::from_millis(500),
             ..Limits::default()
         };
         let links = (0..self.nodes.len()).map(|i| format!("n{i}")).collect();
@@ -1011,7 +1012,7 @@ impl World {
         let mut op = ModelOp { parts: Vec::new() };
         for _ in 0..1 + self.rng.below(3) {
             let (long, discard) = (self.rng.one_in(8), self.rng.one_in(6));
-            let most = if long { 40 } else { 4 };
+            let most = if long { 24 } else { 4 };
             let block = self.rng.below(BLOCKS);
             let count = 1 + self.rng.below((BLOCKS - block).min(most));
             if discard {

@@ -133,6 +133,8 @@ pub struct Creds {
     /// The door has checked permissions already (the kernel did, with `default_permissions`):
     /// only ownership of new objects and the clearing of set-id bits still depend on the ids.
     pub checked: bool,
+    /// A write is to clear set-id bits (the kernel says so where it has checked the caller).
+    pub kill: bool,
     /// The owner may read and write whatever the mode says, and execute permission suffices to
     /// read: what a door without an open call (NFS) needs (RFC 1813 section 4.4).
     pub stateless: bool,
@@ -146,6 +148,7 @@ impl Creds {
             gid: 0,
             groups: Arc::from([]),
             checked: false,
+            kill: false,
             stateless: false,
         }
     }
@@ -157,6 +160,7 @@ impl Creds {
             gid,
             groups: Arc::from(groups),
             checked: false,
+            kill: false,
             stateless: false,
         }
     }

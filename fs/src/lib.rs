@@ -12,6 +12,7 @@ mod data;
 mod error;
 mod format;
 mod fsck;
+pub mod fuse;
 pub mod lock;
 mod ops;
 #[cfg(test)]

@@ -208,14 +208,12 @@ impl Engine {
         if let Err(e) = self.fate.check() {
             return done(Err(e));
         }
-        let (mut txn, mut ticket) = *self.submitted();
-        if upto.0 > txn {
-            if let Err(e) = self.commit() {
-                return done(Err(e));
-            }
-            (txn, ticket) = *self.submitted();
-            let _ = txn;
+        if upto.0 > self.submitted().0
+            && let Err(e) = self.commit()
+        {
+            return done(Err(e));
         }
+        let ticket = self.submitted().1;
         if ticket.0.0 <= self.fate.durable.load(Ordering::Acquire) {
             return done(Ok(()));
         }
@@ -289,7 +287,6 @@ impl Core {
             });
         }
         self.sealed = Some(Arc::new(Sealed {
-            id,
             pages: pages.into_iter().collect::<HashMap<_, _>>(),
             data: txn.data,
             zeroed: txn.zeroed,

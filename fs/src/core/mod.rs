@@ -31,14 +31,12 @@ use txn::{Dirty, Savepoint, Txn, Undo};
 use crate::api::{Ino, Time};
 use crate::btree::{PageRead, PageWrite};
 use crate::error::{FsError, FsResult};
-use crate::format::bitmap::bitmap_block;
 use crate::format::page::{PAGE_BYTES, Page, PageKind};
 use crate::format::superblock::Superblock;
 use crate::ops::Replies;
 
 /// A transaction on its way to the volume: still looked at by readers until it is there.
 pub(super) struct Sealed {
-    pub id: u64,
     pages: HashMap<u64, Arc<Page>>,
     data: DataRuns,
     zeroed: RunSet,
@@ -262,9 +260,4 @@ fn piece_of(data: &DataRuns, zeroed: &RunSet, block: u64, max: u64) -> Result<By
         Some((s, _)) => Err(s - block),
         None => Err(unknown),
     }
-}
-
-/// Whether a block is where a bitmap lives (for fsck and sanity checks).
-pub(crate) fn is_bitmap_block(block: u64) -> bool {
-    block == 1 || bitmap_block(block / crate::format::bitmap::GROUP_BLOCKS) == block
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Core;
 use super::runs::{DataRuns, RunSet};
+use super::{Core, LazyTimes};
+use crate::api::Ino;
 use crate::format::page::Page;
 use crate::format::superblock::Superblock;
 
@@ -28,6 +29,8 @@ pub(super) enum Undo {
     Zeroed(u64, u64),
     Group(u64, u32),
     Used(i64),
+    Lazy(Ino, Option<LazyTimes>),
+    Listed(Ino),
 }
 
 /// See the module's head.
@@ -106,11 +109,39 @@ impl Core {
                 Undo::Zeroed(start, end) => self.txn.zeroed.remove(start, end),
                 Undo::Group(group, free) => self.alloc.set_free(group, free),
                 Undo::Used(n) => self.alloc.fresh -= n,
+                Undo::Lazy(ino, Some(times)) => {
+                    self.lazy.insert(ino, times);
+                }
+                Undo::Lazy(ino, None) => {
+                    self.lazy.remove(&ino);
+                }
+                Undo::Listed(ino) => {
+                    self.lazy_listed.remove(&ino);
+                }
             }
         }
         if let Some(save) = self.save.take() {
             self.sb = save.sb;
             self.txn.super_dirty = save.super_dirty;
+        }
+    }
+
+    /// Changes an inode's lagging times (`None`: they do not lag any more).
+    pub(crate) fn set_lazy(&mut self, ino: Ino, times: Option<LazyTimes>) {
+        let was = match times {
+            Some(times) => self.lazy.insert(ino, times),
+            None => self.lazy.remove(&ino),
+        };
+        if was.is_some() || times.is_some() {
+            self.undo.push(Undo::Lazy(ino, was));
+        }
+    }
+
+    /// Notes that an inode has a `Lazy` item now.
+    pub(crate) fn set_listed(&mut self, ino: Ino) {
+        let now = std::time::Instant::now();
+        if self.lazy_listed.insert(ino, now).is_none() {
+            self.undo.push(Undo::Listed(ino));
         }
     }
 

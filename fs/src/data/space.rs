@@ -171,11 +171,11 @@ impl Fs {
         end: u64,
     ) -> FsResult<()> {
         let head_end = end.min(offset.div_ceil(BLOCK) * BLOCK);
-        if offset % BLOCK != 0 {
+        if !offset.is_multiple_of(BLOCK) {
             self.zero_part(core, id.ino, edges, offset, head_end)?;
         }
         let tail = end / BLOCK * BLOCK;
-        if end % BLOCK != 0 && tail >= head_end {
+        if !end.is_multiple_of(BLOCK) && tail >= head_end {
             // The head's edge may have bumped the version: the tail is another block, and is
             // then read again under the lock, which is right if slower.
             self.zero_part(core, id.ino, edges, tail, end)?;

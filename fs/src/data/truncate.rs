@@ -88,7 +88,9 @@ impl Core {
             return Ok(false);
         }
         btree::remove(self, &Key::new(ino, Kind::Inode, 0))?;
-        btree::remove(self, &Key::new(Ino(0), Kind::Orphan, ino.0))?;
+        for list in [Kind::Orphan, Kind::Locked] {
+            btree::remove(self, &Key::new(Ino(0), list, ino.0))?;
+        }
         self.forget_lazy(ino)?;
         self.truncating.remove(&ino);
         self.sb.inodes = self.sb.inodes.saturating_sub(1);
@@ -116,7 +118,7 @@ impl Fs {
         self.versions.bump(ino);
         self.contents.bump(ino);
         let from = size.div_ceil(BLOCK);
-        if size % BLOCK != 0 {
+        if !size.is_multiple_of(BLOCK) {
             self.zero_part(core, ino, edges, size, from * BLOCK)?;
         }
         if !core.unmap(ino, inode, from, u64::MAX, STEP)? {
@@ -143,15 +145,23 @@ impl Fs {
     /// Frees an inode without a name, unless it is in use.
     pub(crate) fn reap(&self, ino: Ino) -> FsResult<()> {
         loop {
+            let mut open = false;
             let (done, _) = self.engine.change(STEP, |core| {
                 // Under the lock: nobody can take a reference meanwhile.
-                if self.is_open(ino) {
+                let named = core.inode(ino).is_ok_and(|i| i.nlink > 0);
+                if named || self.is_open(ino) {
+                    open = true;
                     return Ok(true);
                 }
                 self.versions.bump(ino);
                 core.reap_step(ino)
             })?;
+            if done && open {
+                return Ok(());
+            }
             if done {
+                // Nobody can name it any more, so nobody can hold or want its locks.
+                self.forget_locks(ino);
                 return Ok(());
             }
         }

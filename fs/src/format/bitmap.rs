@@ -80,7 +80,7 @@ pub fn count_used(page: &Page, len: u32) -> u32 {
 pub fn first_free(page: &Page, from: u32, to: u32) -> Option<u32> {
     let mut i = from;
     while i < to {
-        if i % 8 == 0 && page.0[BITS_AT + i as usize / 8] == 255 {
+        if i.is_multiple_of(8) && page.0[BITS_AT + i as usize / 8] == 255 {
             i += 8;
             continue;
         }
@@ -96,7 +96,7 @@ pub fn first_free(page: &Page, from: u32, to: u32) -> Option<u32> {
 pub fn run_end(page: &Page, from: u32, to: u32) -> u32 {
     let mut i = from;
     while i < to {
-        if i % 8 == 0 && i + 8 <= to && page.0[BITS_AT + i as usize / 8] == 0 {
+        if i.is_multiple_of(8) && i + 8 <= to && page.0[BITS_AT + i as usize / 8] == 0 {
             i += 8;
             continue;
         }

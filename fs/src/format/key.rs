@@ -93,11 +93,6 @@ impl Key {
         b.copy_from_slice(&self.0[9..]);
         u64::from_be_bytes(b)
     }
-
-    /// Whether it is of this inode and kind.
-    pub fn is(&self, ino: Ino, kind: Kind) -> bool {
-        self.ino() == ino && self.kind() == kind as u8
-    }
 }
 
 impl std::fmt::Debug for Key {

@@ -122,11 +122,6 @@ impl Page {
         Ok(())
     }
 
-    /// The transaction in which the block became this page.
-    pub fn birth(&self) -> u64 {
-        u64_at(&self.0, 16)
-    }
-
     /// Height above the leaves.
     pub fn level(&self) -> u8 {
         self.0[25]

@@ -125,6 +125,9 @@ impl LockTable {
 
     /// Takes out waiters for which `which` says so.
     pub(crate) fn take_waiters(&mut self, which: &dyn Fn(&Waiter) -> bool) -> Vec<Waiter> {
+        if self.waiting.is_empty() {
+            return Vec::new();
+        }
         let (out, stay) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|w| which(w));
@@ -134,12 +137,13 @@ impl LockTable {
 
     /// Locks held on one inode, or on all.
     pub fn list(&self, ino: Option<Ino>) -> Vec<(Ino, LockHeld)> {
-        let of = |i: &Ino| ino.is_none_or(|want| want == *i);
-        self.held
-            .iter()
-            .filter(|(i, _)| of(i))
-            .flat_map(|(i, l)| l.iter().map(|h| (*i, h.clone())))
-            .collect()
+        let of = |(i, l): (&Ino, &Vec<LockHeld>)| -> Vec<(Ino, LockHeld)> {
+            l.iter().map(|h| (*i, h.clone())).collect()
+        };
+        match ino {
+            Some(ino) => self.held.get(&ino).map_or(Vec::new(), |l| of((&ino, l))),
+            None => self.held.iter().flat_map(of).collect(),
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //! the same transaction as its first such write; mounting gives every listed inode a new `ctime`.
 //! At most [`MAX_LISTED`] are listed; further ones are written at once.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Fs;
 use crate::api::Ino;
@@ -40,18 +40,18 @@ impl Core {
             // Nothing on the volume changes but data: do not write the superblock for it.
             self.keep_super_clean();
         }
-        self.lazy_listed.insert(ino, Instant::now());
+        self.set_listed(ino);
         let times = LazyTimes {
             mtime: inode.mtime,
             ctime: inode.ctime,
         };
-        self.lazy.insert(ino, times);
+        self.set_lazy(ino, Some(times));
         Ok(())
     }
 
     /// Takes an inode off the list.
     pub(crate) fn forget_lazy(&mut self, ino: Ino) -> FsResult<()> {
-        self.lazy.remove(&ino);
+        self.set_lazy(ino, None);
         if self.lazy_listed.contains_key(&ino) {
             btree::remove(self, &key(ino))?;
             self.lazy_listed.remove(&ino);

@@ -213,6 +213,21 @@ impl Fs {
         Ok(Done { value, mark: last })
     }
 
+    /// Drops what is left of an inode that is gone.
+    pub(crate) fn forget_locks(&self, ino: Ino) {
+        let waiters = {
+            let mut table = lock(&self.locks);
+            let gone: Vec<_> = table.list(Some(ino)).into_iter().map(|l| l.1).collect();
+            if !gone.is_empty() {
+                let new = Vec::new();
+                table.apply(ino, Delta { gone, new });
+            }
+            table.take_waiters(&|w| w.ino == ino)
+        };
+        let stale = || Err(FsError::Stale(ino));
+        waiters.into_iter().for_each(|w| (w.wait)(stale()));
+    }
+
     pub(crate) fn do_lock_list(&self, max: usize) -> Vec<(InodeId, LockHeld)> {
         let list = lock(&self.locks).list(None);
         let Ok(core) = self.engine.core() else {

@@ -59,7 +59,9 @@ fn own(creds: &Creds, dir: &Inode, kind: FileKind, attr: &NewAttr) -> (u32, u32,
     };
     if inherits && kind == FileKind::Dir {
         mode |= S_ISGID;
-    } else if mode & (S_ISGID | 0o010) == S_ISGID | 0o010 && !root && !creds.in_group(gid) {
+    } else if mode & (S_ISGID | 0o010) == S_ISGID | 0o010
+        && !(root || creds.checked || creds.in_group(gid))
+    {
         mode &= !S_ISGID;
     }
     (uid, gid, mode)

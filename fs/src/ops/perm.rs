@@ -16,7 +16,7 @@ pub(crate) const S_ISVTX: u32 = 0o1000;
 impl Inode {
     /// What a write or chown by an unprivileged caller does to set-id bits.
     pub(crate) fn clear_set_ids(&mut self, creds: &Creds) {
-        if creds.uid != 0 && !creds.checked {
+        if creds.kill || (creds.uid != 0 && !creds.checked) {
             self.drop_set_ids();
         }
     }

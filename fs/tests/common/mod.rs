@@ -1,5 +1,5 @@
 //! A volume in memory that remembers its history, and random numbers that replay from a seed.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 pub mod model;
 

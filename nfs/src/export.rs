@@ -390,6 +390,7 @@ fn squashed(rule: &ClientRule, cred: &Credential) -> Creds {
         gid,
         groups,
         checked: false,
+        kill: false,
         stateless: true,
     };
     let sys = match cred {

@@ -3,9 +3,9 @@
 mod bench;
 mod downstairs;
 mod limits;
+mod region;
 mod up;
 mod volume;
-mod region;
 
 use clap::{Parser, Subcommand};
 

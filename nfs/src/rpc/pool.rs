@@ -305,6 +305,7 @@ impl Shared {
             self.slots[slot].state.store(0, Ordering::Release);
             tracing::error!(peer = %conn.peer, "a call failed inside; its connection is closed");
             self.end(conn);
+            self.listeners[conn.listener].1.turn_ended();
         }
     }
 
@@ -316,6 +317,9 @@ impl Shared {
         let mut call = 0u64;
         loop {
             if conn.is_closed() {
+                // What calls of this turn left may be for others: repetitions on another connection.
+                SERVING.set(u64::MAX);
+                messages.turn_ended();
                 return;
             }
             if !self.has_room(conn, 1) {
@@ -348,6 +352,8 @@ impl Shared {
                         tracing::warn!(peer = %conn.peer, "connection closed: {e}");
                     }
                     self.end(conn);
+                    SERVING.set(u64::MAX);
+                    messages.turn_ended();
                     return;
                 }
             };

@@ -7,8 +7,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use trivet_downstairs::disk::{Disk, RealDisk};
 use trivet_downstairs::member::MemberState;
+use trivet_downstairs::pool::{self, Pool};
 use trivet_downstairs::{Region, Store, region};
 use trivet_protocol::limits::DEFAULT_LEASE_MS;
 use trivet_protocol::{
@@ -16,7 +16,6 @@ use trivet_protocol::{
 };
 
 use crate::error::{ClusterError, Result};
-use crate::host::{lock_pool, region_dir, regions};
 use crate::volume_file::{CREATING, Place, VolumeFile, sync_parent};
 
 /// Makes the regions of `volume` and then writes `path`. Directories of pools are made where they
@@ -46,9 +45,7 @@ pub fn create(path: &Path, volume: VolumeFile) -> Result<VolumeFile> {
     };
     let record = first_record(&volume);
     for place in &volume.member {
-        let pool = VolumeFile::pool(place, path);
-        std::fs::create_dir_all(&pool).map_err(ClusterError::io("create", &pool))?;
-        let _lock = lock_pool(&pool)?;
+        let pool = open_or_make_pool(&VolumeFile::pool(place, path))?;
         make_region(&pool, &volume, place, &record)?;
     }
     std::fs::rename(creating, path).map_err(ClusterError::io("write", path))?;
@@ -65,10 +62,14 @@ fn refuse_orphans(path: &Path, volume: &VolumeFile) -> Result<()> {
             continue;
         }
         let pool = VolumeFile::pool(place, path);
-        if let Some((dir, other)) = regions(&pool)?.into_iter().next() {
+        if !pool.join(pool::FILE).exists() {
+            continue;
+        }
+        let found = Pool::open(&pool)?.regions()?;
+        if let Some(Ok(region)) = found.first().map(|f| &f.region) {
             return Err(ClusterError::Orphan {
-                path: dir,
-                volume: other,
+                path: pool,
+                volume: region.volume,
             });
         }
     }
@@ -95,12 +96,23 @@ fn first_record(volume: &VolumeFile) -> Record {
     }
 }
 
-fn make_region(pool: &Path, volume: &VolumeFile, place: &Place, record: &Record) -> Result<()> {
-    let dir = region_dir(pool, volume.volume);
-    std::fs::create_dir_all(&dir).map_err(ClusterError::io("create", &dir))?;
-    sync_parent(&dir)?;
+/// Making a volume is an explicit act, and so its pools are made along with it.
+fn open_or_make_pool(dir: &Path) -> Result<Pool> {
+    if dir.join(pool::FILE).exists() {
+        return Ok(Pool::open(dir)?);
+    }
+    if let Some(parent) = dir.parent() {
+        std::fs::create_dir_all(parent).map_err(ClusterError::io("create", parent))?;
+    }
+    let pool = Pool::create(dir)?;
+    sync_parent(dir)?;
+    Ok(pool)
+}
+
+fn make_region(pool: &Pool, volume: &VolumeFile, place: &Place, record: &Record) -> Result<()> {
+    let dir = pool.region_dir(volume.volume, place.id);
     let recorder = Arc::new(NullRecorder);
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&dir, recorder.clone()));
+    let disk = pool.make_region(volume.volume, place.id, recorder.clone())?;
     let wrong = || ClusterError::region(&dir);
     if !dir.join(region::FILE).exists() {
         let region = Region::new(volume.volume, place.id, volume.blocks);

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use trivet_downstairs::pool::Pool;
+use trivet_downstairs::server::Served;
 use trivet_protocol::{NullRecorder, Recorder};
 use trivet_replica::driver::ReplicatedVolume;
 use trivet_replica::upstairs::{Limits, Status};
@@ -21,7 +23,7 @@ use trivet_replica::upstairs::{Limits, Status};
 use crate::attach::{Attach, Reach, attach};
 use crate::create::create;
 use crate::error::{ClusterError, Problem, Result};
-use crate::host::{Host, region_dir};
+use crate::host::Host;
 use crate::volume_file::{FILE, VolumeFile};
 
 /// Names of the three, also of their pools' directories.
@@ -86,8 +88,16 @@ impl Embedded {
         let (mut hosts, mut problems, mut reach) = (Vec::new(), Vec::new(), Vec::new());
         let mut local = None;
         for place in &file.member {
-            let pool = VolumeFile::pool(place, &path);
-            let region = region_dir(&pool, file.volume);
+            let dir = VolumeFile::pool(place, &path);
+            let pool = match Pool::open(&dir) {
+                Ok(pool) => pool,
+                Err(e) => {
+                    let why = e.to_string();
+                    problems.push(Problem::Unusable { dir, why });
+                    continue;
+                }
+            };
+            let region = pool.region_dir(file.volume, place.id);
             if !region.join(trivet_downstairs::region::FILE).exists() {
                 problems.push(Problem::Lost {
                     member: place.id,
@@ -97,9 +107,9 @@ impl Embedded {
                 continue;
             }
             let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            let host = Host::start(any, &[pool], &options.recorder)?;
+            let host = Host::start(any, &[dir], &options.recorder)?;
             problems.extend_from_slice(host.problems());
-            let ours = |s: &&Arc<_>| s_is(s, file.volume, place.id);
+            let ours = |s: &&Arc<Served>| s.volume() == file.volume && s.member() == place.id;
             if let Some(served) = host.served().iter().find(ours) {
                 if local.is_none() {
                     local = Some((reach.len(), served.clone()));
@@ -172,12 +182,4 @@ impl Embedded {
         }
         first
     }
-}
-
-fn s_is(
-    served: &trivet_downstairs::server::Served,
-    volume: trivet_protocol::VolumeId,
-    member: trivet_protocol::MemberId,
-) -> bool {
-    served.volume() == volume && served.member() == member
 }

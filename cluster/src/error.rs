@@ -23,8 +23,8 @@ pub enum ClusterError {
     },
     #[error("region in {path}: {source}")]
     Region { path: PathBuf, source: StoreError },
-    #[error("pool {path} is in use by another process; stop that one first")]
-    PoolBusy { path: PathBuf },
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("{path} does not describe a volume: {why}")]
     VolumeFile { path: PathBuf, why: String },
     #[error(
@@ -69,6 +69,10 @@ impl ClusterError {
         }
     }
 
+    pub(crate) fn store(e: StoreError) -> ClusterError {
+        ClusterError::Store(e)
+    }
+
     pub(crate) fn region(path: &Path) -> impl FnOnce(StoreError) -> ClusterError {
         let path = path.to_path_buf();
         move |source| ClusterError::Region { path, source }
@@ -88,7 +92,7 @@ pub enum Problem {
         /// Where it should be.
         dir: PathBuf,
     },
-    /// It is there and cannot be opened.
+    /// It, or the pool that should hold it, cannot be opened.
     Unusable {
         /// Where it is.
         dir: PathBuf,
@@ -107,7 +111,7 @@ impl std::fmt::Display for Problem {
                 dir.display()
             ),
             Problem::Unusable { dir, why } => {
-                write!(f, "region in {} cannot be used: {why}", dir.display())
+                write!(f, "{} cannot be used: {why}", dir.display())
             }
         }
     }

@@ -23,5 +23,5 @@ pub use attach::{Attach, Reach, attach};
 pub use create::create;
 pub use embedded::{Embedded, Options};
 pub use error::{ClusterError, Problem, Result};
-pub use host::{Host, region_dir};
+pub use host::Host;
 pub use volume_file::{Place, VolumeFile};

@@ -51,7 +51,7 @@ pub enum Out {
 /// What is left to do until the log is in the extent files.
 pub enum Settling {
     /// Run this, then call [`Replica::checkpoint_done`].
-    Job(CheckpointJob),
+    Job(Box<CheckpointJob>),
     /// Another checkpoint runs.
     Busy,
     /// Nothing: everything committed is in place.
@@ -495,7 +495,7 @@ impl Replica {
         match store.begin_checkpoint() {
             Ok(Some(job)) => {
                 self.checkpointing = true;
-                Settling::Job(job)
+                Settling::Job(Box::new(job))
             }
             // A poisoned store settles nothing more.
             Ok(None) | Err(_) => Settling::Settled,

@@ -209,7 +209,7 @@ impl Served {
         while !self.stop.load(Ordering::Acquire) {
             let next = lock(&self.replica).begin_settling();
             match next {
-                Settling::Job(job) => self.run_checkpoint(job),
+                Settling::Job(job) => self.run_checkpoint(*job),
                 Settling::Busy => thread::park_timeout(Duration::from_millis(5)),
                 Settling::Settled => return,
             }

@@ -134,14 +134,7 @@ impl Upstairs {
 
     fn start_over(&mut self, now: Now) {
         // Members that accepted this attempt need not be waited out by the next one.
-        let held: Vec<_> = self.links().filter(|l| self.peer(*l).granted).collect();
-        for link in held {
-            self.ask(now, link, Ask::HandBack, &Request::HandBack);
-            let peer = self.peer_mut(link);
-            peer.granted = false;
-            peer.lease_from = None;
-            peer.stream = Stream::Off;
-        }
+        self.release_claims(now);
         self.pending = None;
         self.record = None;
         if let Some(step) = self.step() {
@@ -154,13 +147,7 @@ impl Upstairs {
     }
 
     fn fail_activation(&mut self, now: Now, error: ActivateError) {
-        let held: Vec<_> = self.links().filter(|l| self.peer(*l).granted).collect();
-        for link in held {
-            self.ask(now, link, Ask::HandBack, &Request::HandBack);
-            self.peer_mut(link).granted = false;
-            self.peer_mut(link).lease_from = None;
-            self.peer_mut(link).stream = Stream::Off;
-        }
+        self.release_claims(now);
         self.phase = Phase::Idle;
         self.record = None;
         self.pending = None;
@@ -347,6 +334,12 @@ impl Upstairs {
             Phase::Activating(a) if matches!(a.step, Step::Settling { .. }) => {
                 self.put_record(now, link);
             }
+            // The attempt was given up while this answer was under way. Kept, the promise would
+            // be waited out like a stranger's.
+            Phase::Activating(Activation {
+                step: Step::Asking { .. } | Step::Waiting { .. },
+                ..
+            }) => self.hand_back_one(now, link),
             _ => self.elect(now),
         }
     }
@@ -644,11 +637,17 @@ impl Upstairs {
     fn release_claims(&mut self, now: Now) {
         for link in self.links() {
             if self.peer(link).granted {
-                self.ask(now, link, Ask::HandBack, &Request::HandBack);
-                self.peer_mut(link).granted = false;
-                self.peer_mut(link).lease_from = None;
+                self.hand_back_one(now, link);
             }
         }
+    }
+
+    fn hand_back_one(&mut self, now: Now, link: LinkId) {
+        self.ask(now, link, Ask::HandBack, &Request::HandBack);
+        let peer = self.peer_mut(link);
+        peer.granted = false;
+        peer.lease_from = None;
+        peer.stream = Stream::Off;
     }
 
     pub(super) fn activation_saw_record(&mut self, now: Now, record: &Record) {

@@ -366,7 +366,9 @@ impl Upstairs {
             .iter()
             .filter_map(|m| Some((*m, self.stalled(now, *m)?)))
             .collect();
-        let Some(&(member, why)) = stalled.first() else {
+        // Where those that would stay make no progress either (a disk that all share, our own
+        // network), a smaller set would help nobody.
+        let [(member, why)] = stalled[..] else {
             return;
         };
         let mut smaller = record;
@@ -392,7 +394,11 @@ impl Upstairs {
         let replica = record
             .member(member)
             .is_some_and(|m| m.kind == MemberKind::Replica);
-        if !replica || record.in_sync.contains(&member) || peer.durable < self.commit {
+        if !replica
+            || record.in_sync.contains(&member)
+            || peer.durable < self.commit
+            || self.stalled(now, member).is_some()
+        {
             return;
         }
         let mut next = record.clone();

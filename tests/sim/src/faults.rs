@@ -95,13 +95,13 @@ impl World {
     fn pause_node(&mut self, node: usize) {
         let nanos = self.rng.below(4_000 * MS);
         self.say(|| format!("node {node} is stopped for {} ms", nanos / MS));
-        self.nodes[node].paused_until = self.time + nanos;
+        self.nodes[node].paused_until = self.nodes[node].paused_until.max(self.time + nanos);
     }
 
     fn pause_up(&mut self, up: usize) {
         let nanos = self.rng.below(5_000 * MS);
         self.say(|| format!("up {up} is stopped for {} ms", nanos / MS));
-        self.ups[up].paused_until = self.time + nanos;
+        self.ups[up].paused_until = self.ups[up].paused_until.max(self.time + nanos);
         // Somebody else will try.
         let other = (up + 1) % self.ups.len();
         let nanos = self.rng.below(1_000 * MS);

@@ -328,6 +328,11 @@ impl World {
             .is_some_and(|r| r.in_sync.len() >= whole.min(3))
             && core.record_settled()
             && core.commit() == core.last()
+            && core
+                .status(Now(0))
+                .members
+                .iter()
+                .all(|m| !m.in_sync || m.durable == core.last())
             && self.time > FAULTS_END + 3_000 * MS
             && self.model.acked() as u64 == core.last().0
     }
@@ -877,6 +882,15 @@ impl World {
         }
     }
 
+    /// For people who look for why a world failed.
+    fn describe_nodes(&self) {
+        for (i, n) in self.nodes.iter().enumerate() {
+            if let Some(r) = &n.replica {
+                println!("node {i}: {}", r.describe());
+            }
+        }
+    }
+
     fn after_leaving(&mut self, up: usize) {
         // The process lives on for a moment, until the members have heard.
         let nanos = 50 * MS;
@@ -996,6 +1010,17 @@ impl World {
                     let at = i as usize * BLOCK_BYTES;
                     let tag = tag_of(&data[at..at + BLOCK_BYTES]);
                     let allowed = self.ups[up].versions.allowed(block + i, since, tag);
+                    if allowed.is_err() && self.trace {
+                        self.describe_nodes();
+                        let held: Vec<_> = self
+                            .nodes
+                            .iter()
+                            .filter_map(|n| n.replica.as_ref()?.store())
+                            .map(|s| s.read(Block(block + i), 1).map(|b| tag_of(&b.data)))
+                            .collect();
+                        println!("since {since}, held {held:x?}");
+                        println!("versions {:x?}", self.ups[up].versions.of(block + i));
+                    }
                     self.check(allowed);
                 }
             }
@@ -1081,14 +1106,10 @@ impl World {
             *cut = [false; 2];
         }
         for node in 0..self.nodes.len() {
-            self.nodes[node].paused_until = self.nodes[node].paused_until.min(self.time);
             self.nodes[node].sync_nanos = 2 * MS;
             self.nodes[node].disk.heal();
             self.nodes[node].disk.set_capacity(None);
             self.at(self.time, Event::Start(node));
-        }
-        for up in 0..self.ups.len() {
-            self.ups[up].paused_until = self.ups[up].paused_until.min(self.time);
         }
         let up = self.rng.below(self.ups.len() as u64) as usize;
         self.after(500 * MS, Event::Promote(up));
@@ -1105,12 +1126,7 @@ impl World {
             return fail("liveness: nobody is active although everything was healed".into());
         };
         if !self.is_well() {
-            for (i, n) in self.nodes.iter().enumerate() {
-                if let Some(r) = &n.replica {
-                    let text = r.describe();
-                    println!("node {i}: {text}");
-                }
-            }
+            self.describe_nodes();
             let core = self.ups[up].core.as_ref();
             let status = core.map(|c| c.status(self.ups[up].clock.now(self.time)));
             return fail(format!("liveness: not redundant again: {status:#?}"));

@@ -135,9 +135,12 @@ impl Registration {
             stop: Arc::default(),
             thread: None,
         };
+        // Whatever an earlier run left; the answer does not matter. All of it before the first SET,
+        // because UNSET takes a version away on every transport.
+        for m in &mappings {
+            let _ = change(m, 2);
+        }
         for m in mappings {
-            // Whatever an earlier run left; the answer does not matter.
-            let _ = change(&m, 2);
             if !change(&m, 1)? {
                 return Err(RegisterError::Refused(m.program));
             }

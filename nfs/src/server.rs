@@ -111,6 +111,7 @@ impl NfsServer {
         identity: Identity,
     ) -> Result<NfsServer, NfsError> {
         let exports = Arc::new(Exports::new(&config.exports)?);
+        raise_file_limit(config.limits.connections);
         let committer = Arc::new(Committer::start(Arc::clone(&fs))?);
         let threads = config.limits.threads;
         let nfs = Nfs3::new(
@@ -261,6 +262,24 @@ impl NfsServer {
     pub fn stop(&mut self) {
         self.registration = None;
         self.pool.stop();
+    }
+}
+
+/// Asks the system for as many files as connections may come, as far as it allows; the default
+/// of 1,024 is a tenth of what one server takes.
+fn raise_file_limit(connections: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let wanted = connections as u64 + 4096;
+    let allowed = now.maximum.map_or(wanted, |most| most.min(wanted));
+    if now.current.is_some_and(|current| current < allowed) {
+        let more = Rlimit {
+            current: Some(allowed),
+            maximum: now.maximum,
+        };
+        if let Err(e) = setrlimit(Resource::Nofile, more) {
+            tracing::warn!("the limit of open files cannot be raised to {allowed}: {e}");
+        }
     }
 }
 

@@ -205,7 +205,7 @@ fn shares_deny_what_they_say() {
     let disk = Disk::new();
     let server = serve(disk.mount());
     let fh = file(&server);
-    let mut share = |name: &[u8], procedure: u32, deny: u32, access: u32| {
+    let share = |name: &[u8], procedure: u32, deny: u32, access: u32| {
         let mut c = RpcClient::connect(server.address(), TIMEOUT, false).unwrap();
         let mut d = c
             .call((PROGRAM, VERSION, procedure), |e| {

@@ -90,6 +90,47 @@ fn while_every_write_waits_questions_are_answered() {
     }
 }
 
+/// A client whose connection broke repeats its call on another one while the first still runs:
+/// it has its effect once, and the repetition is answered.
+#[test]
+fn a_repetition_of_a_running_call_is_joined_to_it() {
+    let fs = NullFs::new();
+    let server = serve(fs.clone());
+    let mut c = NfsClient::mount(&url(&server, EXPORT), false).unwrap();
+    let root = c.root.clone();
+    let xid = next_xid();
+    let create = |c: &mut RpcClient| {
+        c.send(xid, (PROGRAM, 3, 8), |e| {
+            e.opaque(&root).opaque(b"held").u32(1);
+            trivet_nfs::client::nfs::put_sattr(e, None, None);
+        })
+        .unwrap();
+    };
+    let held = fs.hold.lock().unwrap();
+    create(&mut c.rpc);
+    let end = Instant::now() + TIMEOUT;
+    while fs.creations.load(Ordering::SeqCst) == 0 {
+        assert!(Instant::now() < end, "never begun");
+        std::thread::yield_now();
+    }
+    drop(c);
+    let mut second = RpcClient::connect(server.address(), TIMEOUT, false).unwrap();
+    let mut third = RpcClient::connect(server.address(), TIMEOUT, false).unwrap();
+    create(&mut second);
+    create(&mut third);
+    while server.nfs().replays().joined.load(Ordering::SeqCst) < 2 {
+        assert!(Instant::now() < end, "never joined");
+        std::thread::yield_now();
+    }
+    drop(held);
+    for c in [&mut second, &mut third] {
+        let mut d = c.receive().unwrap();
+        assert_eq!(decode_reply(&mut d).unwrap(), (xid, Ok(())));
+        assert_eq!(d.u32().unwrap(), 0);
+    }
+    assert_eq!(fs.creations.load(Ordering::SeqCst), 1);
+}
+
 #[test]
 fn programs_versions_and_procedures_that_are_not_served_are_named_so() {
     let server = serve(NullFs::new());

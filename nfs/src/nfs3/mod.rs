@@ -1,7 +1,8 @@
 //! NFSv3 (RFC 1813): all 22 procedures.
 //!
 //! Invariants:
-//! - Every call is checked against its export, by the address that it comes from ([`Nfs3::caller`]).
+//! - Every call is checked against its export, by the address that it comes from
+//!   ([`Nfs3::caller`]).
 //! - Attributes before and after a change are those that the file system took under the lock of
 //!   the change; where it gives none, none are sent.
 //! - A stable change is answered through [`Committer`], a call that is not idempotent through

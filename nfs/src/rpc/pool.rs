@@ -1,4 +1,4 @@
-//! The threads that serve TCP connections (docs/decisions, "NFS runtime").
+//! The threads that serve TCP connections (docs/decisions/010-nfs-threads.md).
 //!
 //! A fixed set of threads waits on one epoll set. A thread that is woken for a connection takes
 //! its messages and runs their calls itself, so that what is in memory is answered by the thread
@@ -6,13 +6,16 @@
 //!
 //! Invariants:
 //! - One thread at a time holds a connection's turn. A call that waits keeps its thread but not
-//!   the turn: the watch thread takes it away after one or two ticks of [`TICK`] and gives the connection to another
-//!   thread. So neither other connections nor other calls of the same one stand behind it.
+//!   the turn: the watch thread ([`watch`]) takes it away after a millisecond or two and gives the
+//!   connection to another thread. So neither other connections nor other calls of the same one
+//!   stand behind it.
 //! - Calls that may wait are admitted by gates ([`super::gate`]) that are smaller together than the
 //!   set of threads: some thread is always left for calls that never wait.
 //! - All memory that clients can occupy is counted, per connection and over all (invariant 10).
 //!
 //! What a crash leaves behind: nothing; clients send again what was not answered.
+
+mod watch;
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -32,14 +35,6 @@ use rustix::net::RecvFlags;
 use super::conn::{Conn, ConnId, Sent, lock};
 use super::record::{Progress, RecordError};
 use super::{Origin, Replier};
-
-/// How often the watch thread looks for calls that wait.
-const TICK: Duration = Duration::from_millis(1);
-/// The same while nothing goes on.
-const IDLE_TICK: Duration = Duration::from_millis(100);
-/// A started message that makes no progress for this long ends its connection, when memory is
-/// short.
-const SLOW_SENDER: Duration = Duration::from_secs(20);
 
 const WAKE: u64 = u64::MAX;
 const LISTENER: u64 = 1 << 63;
@@ -305,6 +300,7 @@ impl Shared {
             self.slots[slot].state.store(0, Ordering::Release);
             tracing::error!(peer = %conn.peer, "a call failed inside; its connection is closed");
             self.end(conn);
+            self.listeners[conn.listener].1.turn_ended();
         }
     }
 
@@ -316,6 +312,9 @@ impl Shared {
         let mut call = 0u64;
         loop {
             if conn.is_closed() {
+                // What calls of this turn left may be for others: repetitions elsewhere.
+                SERVING.set(u64::MAX);
+                messages.turn_ended();
                 return;
             }
             if !self.has_room(conn, 1) {
@@ -348,6 +347,8 @@ impl Shared {
                         tracing::warn!(peer = %conn.peer, "connection closed: {e}");
                     }
                     self.end(conn);
+                    SERVING.set(u64::MAX);
+                    messages.turn_ended();
                     return;
                 }
             };
@@ -454,83 +455,6 @@ impl Shared {
             return Err(e.into());
         }
         Ok(())
-    }
-
-    /// Takes turns from calls that wait, and repeats what a race may have left undone.
-    fn watch(&self) {
-        let mut seen = vec![0u64; self.slots.len()];
-        let mut quiet = 0;
-        let mut last_slow_check = Instant::now();
-        while !self.stop.load(Ordering::Acquire) {
-            let mut active = false;
-            for (slot, last) in self.slots.iter().zip(seen.iter_mut()) {
-                let state = slot.state.load(Ordering::Acquire);
-                active |= state != 0 && state & 1 == 0;
-                if state != 0 && state & 1 == 0 && state == *last {
-                    let take = slot.state.compare_exchange(
-                        state,
-                        state | 1,
-                        Ordering::AcqRel,
-                        Ordering::Acquire,
-                    );
-                    if take.is_ok()
-                        && let Some(conn) = lock(&slot.conn).clone()
-                    {
-                        self.counters.turns_taken.fetch_add(1, Ordering::Relaxed);
-                        self.make_ready(conn);
-                    }
-                }
-                *last = state;
-            }
-            if self.stalled_count.load(Ordering::Acquire) > 0 {
-                active = true;
-                self.resume_stalled();
-            }
-            quiet = if active { 0 } else { quiet + 1 };
-            if last_slow_check.elapsed() > Duration::from_secs(1) {
-                last_slow_check = Instant::now();
-                self.end_slow_senders();
-                (0..self.listeners.len()).for_each(|l| self.arm_listener(l));
-            }
-            if quiet > 100 {
-                self.watch_idle.store(true, Ordering::Release);
-                std::thread::park_timeout(IDLE_TICK);
-                self.watch_idle.store(false, Ordering::Release);
-            } else {
-                // The tick of the watch, not a wait for a condition.
-                std::thread::park_timeout(TICK);
-            }
-        }
-    }
-
-    /// When half of the memory for messages is taken, connections that began a message long ago
-    /// and do not go on with it are ended.
-    fn end_slow_senders(&self) {
-        let conns = self.conns.read().unwrap_or_else(|e| e.into_inner());
-        let mut owing = Vec::new();
-        let mut reserved = self.total_bytes.load(Ordering::Acquire);
-        for c in conns.values() {
-            // Busy ones are being received from at this moment.
-            if let Ok(input) = c.input.try_lock()
-                && input.owes()
-            {
-                reserved += input.reserved();
-                owing.push(Arc::clone(c));
-            }
-        }
-        drop(conns);
-        if reserved < self.limits.total_bytes / 2 {
-            return;
-        }
-        let now = self.now_ms();
-        for c in owing {
-            let since = now.saturating_sub(c.last_call_ms.load(Ordering::Relaxed));
-            if since > SLOW_SENDER.as_millis() as u64 {
-                tracing::warn!(peer = %c.peer, "connection closed: a message begun and not ended");
-                self.counters.ended_bad.fetch_add(1, Ordering::Relaxed);
-                self.end(&c);
-            }
-        }
     }
 
     /// Sends for connections whose sockets were full.

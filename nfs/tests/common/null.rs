@@ -15,6 +15,8 @@ pub struct NullFs {
     zeros: Bytes,
     /// A write to this offset waits until the lock is free.
     pub hold: std::sync::Mutex<()>,
+    /// How many creations of `held` began; each waits for `hold`.
+    pub creations: std::sync::atomic::AtomicU64,
 }
 
 /// Offset whose write waits for [`NullFs::hold`].
@@ -25,6 +27,7 @@ impl NullFs {
         Arc::new(NullFs {
             zeros: Bytes::from(vec![0; 1 << 20]),
             hold: std::sync::Mutex::default(),
+            creations: Default::default(),
         })
     }
 
@@ -123,10 +126,15 @@ impl Vfs for NullFs {
         &self,
         _: Ctx<'_, Made>,
         dir: InodeId,
-        _: &[u8],
+        name: &[u8],
         _: CreateHow,
         _: NewAttr,
     ) -> FsResult<Done<Made>> {
+        if name == b"held" {
+            let order = std::sync::atomic::Ordering::SeqCst;
+            self.creations.fetch_add(1, order);
+            drop(self.hold.lock());
+        }
         let dir = self.attr(dir);
         Ok(Done {
             value: Made {

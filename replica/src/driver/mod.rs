@@ -226,6 +226,27 @@ impl Drop for ReplicatedVolume {
     }
 }
 
+/// Why a submission waited in vain, for people.
+fn no_room(waited: Duration, status: &Status) -> String {
+    let members: Vec<String> = status
+        .members
+        .iter()
+        .map(|m| {
+            let up = if m.up { "up" } else { "down" };
+            format!("{} {up} durable {}", m.node, m.durable)
+        })
+        .collect();
+    format!(
+        "no room in the queues for {} s: operations to {} ordered, to {} durable, lease left {} \
+         ms; {}",
+        waited.as_secs(),
+        status.last,
+        status.commit,
+        status.lease_left.0,
+        members.join(", ")
+    )
+}
+
 fn spawn(name: String, f: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
     thread::Builder::new().name(name).spawn(f)
 }
@@ -464,10 +485,8 @@ impl Volume for ReplicatedVolume {
                 Submitted::Failed(e) => return Err(e),
                 Submitted::Full => {
                     if began.elapsed() > patience || self.inner.stopped() {
-                        return Err(VolumeError::NotActive(format!(
-                            "no room in the queues for {} s: replicas do not answer",
-                            began.elapsed().as_secs()
-                        )));
+                        let status = state.upstairs.status(boot_time());
+                        return Err(VolumeError::NotActive(no_room(began.elapsed(), &status)));
                     }
                     let wait = self
                         .inner

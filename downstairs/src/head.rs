@@ -53,6 +53,9 @@ pub struct HeadState {
     /// A resync is under way: content is from several moments. Carries the last position common
     /// with the history that is being copied, if there is one.
     pub mixed: Option<Option<Seq>>,
+    /// The last copy of the last resync stands at this place: cut back below it, the region would
+    /// lack blocks that were copied, and is mixed again.
+    pub whole_from: Seq,
     /// An opening found the end of the log unsure and no activation has settled it yet.
     pub unsure: bool,
     /// Something that was synced is gone; only a resync ends this.
@@ -85,7 +88,7 @@ struct Fixed {
     table_floor: U64,
     table_rows: U32,
     member_len: U32,
-    zero: [u8; 8],
+    whole_from: U64,
 }
 const _: () = assert!(size_of::<Fixed>() == 128);
 
@@ -126,7 +129,7 @@ impl HeadState {
             table_floor: self.table.floor().0.into(),
             table_rows: U32::new(self.table.rows().len() as u32),
             member_len: U32::new(self.member.len() as u32),
-            zero: [0; 8],
+            whole_from: self.whole_from.0.into(),
         };
         let mut out = fixed.as_bytes().to_vec();
         for &(generation, seq) in self.table.rows() {
@@ -183,6 +186,7 @@ impl HeadState {
             commit: Seq(f.commit.get()),
             synced_to: f.synced_to.get(),
             blocks: f.blocks.get(),
+            whole_from: Seq(f.whole_from.get()),
             mixed: has(FLAG_MIXED).then(|| has(FLAG_MIXED_BASE).then_some(Seq(f.mixed_base.get()))),
             unsure: has(FLAG_UNSURE),
             damaged: has(FLAG_DAMAGED),

@@ -162,7 +162,17 @@ impl Replica {
 
     /// Positions, queues and log, for people who look for why something waits.
     pub fn describe(&self) -> String {
-        let parked: Vec<_> = self.conns.values().map(|c| c.parked.len()).collect();
+        let parked: Vec<_> = self
+            .conns
+            .values()
+            .map(|c| {
+                let first = c
+                    .parked
+                    .front()
+                    .map(|f| (f.header.kind, f.header.seq, f.wire_len()));
+                (c.parked.len(), c.generation, first)
+            })
+            .collect();
         let log = self.store().map(|s| {
             let (used, size) = s.log_usage();
             format!(
@@ -687,6 +697,7 @@ impl Replica {
                 self.usable()?;
                 let keep = self.member.claim(now, g, &node)?;
                 self.keep(keep)?;
+                self.drop_fenced();
                 self.recorder.count("downstairs.claims", 1);
                 self.welcome(now, conn).map(Reply::Granted)
             }
@@ -696,13 +707,16 @@ impl Replica {
                 Ok(Reply::Renewed)
             }
             Request::PutRecord(record) => {
-                let blocks = record.blocks;
+                let (blocks, in_set) = (record.blocks, record.in_sync.contains(&self.id()));
                 let (version, keep) = self.member.put_record(now, g, record)?;
                 self.keep(keep)?;
+                let in_line = self.conns.get(&conn).is_some_and(|c| c.generation == g);
                 if let Keeper::Region(store) = &mut self.keeper {
                     store.grow(blocks).map_err(refusal)?;
-                    // The activation that wrote this record has settled where histories end.
-                    store.settle_tail().map_err(refusal)?;
+                    if in_set && in_line {
+                        // Whoever counts us, with this stream, knows where our log ends.
+                        store.settle_tail().map_err(refusal)?;
+                    }
                 }
                 Ok(Reply::Recorded(version))
             }
@@ -713,7 +727,12 @@ impl Replica {
             }
             Request::Cut(to) => {
                 self.member.check(g)?;
-                self.store_mut()?.cut(to).map_err(refusal)?;
+                let store = self.store_mut()?;
+                store.cut(to).map_err(refusal)?;
+                if store.mixed().is_some() {
+                    let why = "blocks that a resync had copied went with the cut";
+                    return Err(Refusal::Unusable(why.into()));
+                }
                 Ok(Reply::Done)
             }
             Request::Fetch { from, max_bytes } => {
@@ -753,6 +772,16 @@ impl Replica {
                 let sums = self.store_mut()?.checksums(Block(block), count);
                 sums.map(Reply::Sums).map_err(refusal)
             }
+        }
+    }
+
+    /// What waits for room and belongs to another generation is refused by now: it must not stand
+    /// in the way of what the promised one sends on the same connection.
+    fn drop_fenced(&mut self) {
+        let promise = self.member.state().promise;
+        for c in self.conns.values_mut() {
+            c.parked.retain(|f| f.header.generation == promise);
+            c.parked_bytes = c.parked.iter().map(Frame::wire_len).sum();
         }
     }
 
@@ -896,7 +925,7 @@ impl Replica {
 fn prepare_resync(store: &mut Store, common: Seq, table: GenerationTable) -> Result<()> {
     if store.mixed().is_none()
         && common < store.end().seq
-        && common >= store.checkpointed().seq
+        && common >= store.checkpointed().seq.max(store.commit())
         && common > Seq::ZERO
     {
         store.cut(common)?;
@@ -927,7 +956,12 @@ fn in_order(frame: &Frame) -> bool {
     match frame.header.kind {
         Kind::Request => !matches!(
             message::decode::<Request>(&frame.meta),
-            Ok(Request::Renew | Request::Status | Request::PutRecord(_) | Request::HandBack)
+            Ok(Request::Hello { .. }
+                | Request::Claim { .. }
+                | Request::Renew
+                | Request::Status
+                | Request::PutRecord(_)
+                | Request::HandBack)
         ),
         _ => true,
     }

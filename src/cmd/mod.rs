@@ -3,6 +3,7 @@
 mod bench;
 mod downstairs;
 mod limits;
+mod region;
 mod volume;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,9 @@ pub enum Command {
     /// The server that keeps replicas of volumes in this node's pools
     #[command(subcommand)]
     Downstairs(downstairs::Downstairs),
+    /// One replica's directory, offline: create, import, export, verify, dump
+    #[command(subcommand)]
+    Region(region::RegionCmd),
     /// Show every fixed limit: name, value, unit, what it bounds
     Limits,
     /// Volumes: replicated virtual disks
@@ -48,6 +52,7 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
     match command {
         Command::Bench(args) => bench::run(args, output),
         Command::Downstairs(args) => downstairs::run(args, output),
+        Command::Region(args) => region::run(args, output),
         Command::Limits => limits::run(output),
         Command::Volume(args) => volume::run(args, output),
     }

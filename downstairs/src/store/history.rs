@@ -138,7 +138,11 @@ impl Store {
         let mut table = self.table.clone();
         table.cut(to);
         let commit = self.commit.min(to);
+        let copies_lost = to < self.shared.head().state().whole_from;
         self.update_head(|h| {
+            if copies_lost {
+                h.mixed = Some(None);
+            }
             h.epoch += 1;
             h.epoch_start = end;
             h.synced_to = end;

@@ -254,7 +254,7 @@ impl Store {
             .map_err(|e| StoreError::io("ask for space in", "the pool", e))?;
         let ring = self.shared.log.ring();
         // On a copy-on-write pool the log itself takes new space with each lap.
-        let reserve = (self.end - self.checkpointed_to) + ring / 8 + (4 << 20);
+        let reserve = self.end.saturating_sub(self.checkpointed_to) + ring / 8 + (4 << 20);
         Ok(Space {
             free: space.free.saturating_sub(reserve),
             total: space.total,

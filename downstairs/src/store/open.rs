@@ -125,12 +125,25 @@ impl Store {
 
     fn begin_epoch(
         shared: Shared,
-        replayed: Replayed,
+        mut replayed: Replayed,
         rewritten: u64,
     ) -> Result<(Store, OpenReport)> {
-        let (end, commit) = (replayed.end, replayed.commit);
         let mut head = shared.head();
+        // Damage in a part of the log that the extents have already: what follows it is of no
+        // use, and the place where the log goes on must not be below what they hold.
+        let skip = matches!(replayed.tail, Tail::Damaged(_))
+            && replayed.end < head.state().checkpointed_to;
+        if skip {
+            replayed.records.clear();
+            replayed.end = head.state().checkpointed_to;
+        }
+        let (end, commit) = (replayed.end, replayed.commit);
+        let table = replayed.table.clone();
         head.update(|h| {
+            if skip {
+                (h.tail, h.tail_seq) = (end, table.end().seq);
+                h.table = table;
+            }
             h.opens += 1;
             h.epoch += 1;
             h.epoch_start = end;

@@ -77,6 +77,15 @@ impl Store {
         job.rounds == self.rounds && !overwritten
     }
 
+    /// Does a read again that is no longer valid, planned anew and under the owner's lock: nothing
+    /// can overtake it.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub fn read_again(&self, job: &ReadJob) -> Result<Blocks> {
+        self.read(Block(job.block), job.count as u32)
+    }
+
     /// Reads under the owner's lock.
     ///
     /// # Errors

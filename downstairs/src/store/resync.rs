@@ -8,7 +8,7 @@
 //! 2. [`Store::mark_mixed`], before the first copied block;
 //! 3. [`Store::adopt`] the peer's position, so that the stream's next operation follows;
 //! 4. appends and [`Store::copy_in`] as the stream brings them;
-//! 5. [`Store::finish_resync`], once all of it is durable and no copy can be cut off any more.
+//! 5. [`Store::finish_resync`], once all of it is durable.
 //!
 //! A crash in between leaves a mixed region; its base says from where to compare again.
 
@@ -197,11 +197,11 @@ impl Store {
     }
 
     /// Durably ends a resync: the region is whole again at its end. Ends damage and an unsure
-    /// tail, too.
+    /// tail, too. A copy may stand above the commit position: should it be cut off after all, the
+    /// cut makes the region mixed again.
     ///
     /// # Errors
-    /// The region is not mixed; not everything is durable yet; a copy is above the commit
-    /// position, where it could still be cut off; or the disk fails.
+    /// The region is not mixed; not everything is durable yet; or the disk fails.
     pub fn finish_resync(&mut self) -> Result<()> {
         if self.mixed().is_none() {
             return Err(StoreError::WrongState("no resync is under way"));
@@ -212,14 +212,11 @@ impl Store {
             ));
         }
         let copied = self.records.iter().rev().find(|r| r.kind == Kind::Copy);
-        if copied.is_some_and(|r| r.position.seq > self.commit) {
-            return Err(StoreError::WrongState(
-                "a resync ends when the commit position has passed its last copy",
-            ));
-        }
+        let whole_from = copied.map_or(Seq::ZERO, |r| r.position.seq);
         let commit = self.commit;
         self.update_head(|h| {
             h.mixed = None;
+            h.whole_from = whole_from;
             h.damaged = false;
             h.unsure = false;
             h.commit = commit;

@@ -45,6 +45,8 @@ struct World {
     /// Operations of the one history, and the content after each (index 0: before the first).
     history: Vec<Entry>,
     states: Vec<Content>,
+    /// Being appended: an append that fails may be in the log all the same.
+    attempted: Option<Entry>,
     tag: u64,
     generation: u64,
     /// Operations that can no longer be cut: some quorum has them.
@@ -97,6 +99,7 @@ pub fn run(seed: u64, steps: u64) -> Failure {
         store,
         history: Vec::new(),
         states: vec![vec![0; BLOCKS as usize]],
+        attempted: None,
         tag: 0,
         generation: 1,
         committed: 0,
@@ -194,13 +197,19 @@ impl World {
             "append {} g{} {:?}",
             entry.seq, entry.generation, entry.ops
         ));
+        self.attempted = Some(entry.clone());
         if self.offer(&entry)? {
-            let mut content = self.states.last().unwrap().clone();
-            apply(&mut content, &entry);
-            self.states.push(content);
-            self.history.push(entry);
+            self.take(entry);
         }
+        self.attempted = None;
         Ok(())
+    }
+
+    fn take(&mut self, entry: Entry) {
+        let mut content = self.states.last().unwrap().clone();
+        apply(&mut content, &entry);
+        self.states.push(content);
+        self.history.push(entry);
     }
 
     /// Whether it was taken.
@@ -440,6 +449,9 @@ impl World {
             "durable was #{}, now #{end}",
             self.durable
         );
+        if let Some(entry) = self.attempted.take().filter(|_| end == self.end() + 1) {
+            self.take(entry);
+        }
         ensure!(end <= self.end(), "#{end} was never appended");
         ensure!(
             self.store.opens() > self.opens,

@@ -205,11 +205,17 @@ fn a_peer_that_was_away_or_astray_becomes_equal_again() {
 }
 
 #[test]
-fn a_whole_region_takes_no_copies_and_adopts_nothing() {
+fn a_whole_region_adopts_nothing_and_a_copy_repairs_it() {
     let (_, mut s) = fresh(1);
-    let e = Entry::new(VOLUME, Seq(0), 0, Batch::discard(Block(0), 1));
-    assert!(matches!(s.copy_in(e), Err(StoreError::WrongState(_))));
     let table = s.generation_table().clone();
     assert!(matches!(s.adopt(table), Err(StoreError::WrongState(_))));
     assert!(matches!(s.finish_resync(), Err(StoreError::WrongState(_))));
+    let data = Bytes::from(vec![5; BLOCK_BYTES]);
+    let e = Entry::new(VOLUME, Seq(1), 1, Batch::write(Block(3), data));
+    s.append(&e).unwrap();
+    s.copy_in(e.clone()).unwrap();
+    assert_eq!((s.end().seq, sums(&s)[3]), (Seq(1), e.sums[0]));
+    // A copy is as of the end; what is cut off takes it along.
+    s.cut(Seq(0)).unwrap();
+    assert!(sums(&s)[3].is_unwritten());
 }

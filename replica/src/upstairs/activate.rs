@@ -318,9 +318,13 @@ impl Upstairs {
             return;
         }
         let peer = self.peer_mut(link);
+        peer.lease_from = peer.lease_from.max(Some(sent));
+        if peer.granted {
+            // Asked twice; its stream runs already.
+            return;
+        }
         peer.member = Some(w.member);
         peer.granted = true;
-        peer.lease_from = peer.lease_from.max(Some(sent));
         if !breaks::on(Break::PositionsFromAsk) || peer.welcome.is_none() {
             peer.welcome = Some((sent, w.clone()));
         }
@@ -503,6 +507,17 @@ impl Upstairs {
         } else {
             self.pump_all(now);
             self.fetch_more(now, link);
+        }
+    }
+
+    /// The replicas that are being brought to the chosen history.
+    pub(super) fn leveling_set(&self) -> Option<&BTreeSet<MemberId>> {
+        match &self.phase {
+            Phase::Activating(Activation {
+                step: Step::Leveling { set, .. },
+                ..
+            }) => Some(set),
+            _ => None,
         }
     }
 

@@ -93,6 +93,7 @@ impl Upstairs {
         if !self.is_active() || self.lease_valid(now) {
             return;
         }
+        self.step_down_if_fenced(now);
         let since = *self.lapsed_since.get_or_insert(now);
         if since == now {
             self.notice(Notice::LeaseLapsed);

@@ -9,10 +9,13 @@ use std::collections::BTreeSet;
 
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::limits::MAX_IN_SYNC;
-use trivet_protocol::message::{DataState, Request, Welcome};
+use trivet_protocol::message::{DataState, Request, Tail, Welcome};
 use trivet_protocol::{MemberId, MemberInfo, MemberKind, Now, Record, RecordVersion, Seq};
 
 use super::{Ask, LinkId, Notice, Phase, Upstairs};
+
+/// Said of a replica that was restored from a backup or a snapshot.
+const ROLLED_BACK: &str = "it was rolled back: it shows less than it had made durable";
 
 /// A record that was sent and is not settled yet.
 #[derive(Debug)]
@@ -100,6 +103,7 @@ impl Upstairs {
 
     /// Sends a record to every member of the old list and of the new.
     pub(super) fn propose(&mut self, now: Now, mut record: Record, notice: Option<Notice>) {
+        self.last_record = now;
         for info in &mut record.members {
             let Some(link) = self.link_of(info.id) else {
                 continue;
@@ -236,10 +240,21 @@ impl Upstairs {
                 .is_none_or(|r| r.in_sync.contains(&w.member))
                 .then_some("its log is damaged below what was synced");
         }
-        let rolled_back = w.opens < info.opens
-            || (w.durable < info.durable && matches!(w.data, DataState::Whole(_)));
+        let whole = matches!(w.data, DataState::Whole(_));
+        let short = whole && w.durable < info.durable;
+        // A log that ends in something unreadable lost its end to damage; one that ends well, or
+        // a region opened fewer times than is known, is an old copy.
+        let damaged = short && w.data == DataState::Whole(Tail::Unsure);
+        let rolled_back = w.opens < info.opens || (short && !damaged);
         if rolled_back && !breaks::on(Break::RolledBackCounts) {
-            return Some("it was rolled back: it shows less than it had made durable");
+            return Some(ROLLED_BACK);
+        }
+        let in_record = self
+            .record
+            .as_ref()
+            .is_none_or(|r| r.in_sync.contains(&w.member));
+        if damaged && in_record && !breaks::on(Break::DamageTakenForTorn) {
+            return Some("it lost the end of its log, which it had made durable");
         }
         // What it told us is durable must be there in the history that we continue.
         let link = self.link_of(w.member)?;
@@ -262,6 +277,20 @@ impl Upstairs {
         None
     }
 
+    /// What made a replica unusable in the set may not matter outside of it.
+    pub(super) fn judge_again(&mut self, link: LinkId) {
+        let peer = self.peer(link);
+        let (Some(_), Some((_, w))) = (peer.unusable, &peer.welcome) else {
+            return;
+        };
+        let Some(info) = self.record.as_ref().and_then(|r| r.member(w.member)) else {
+            return;
+        };
+        if !self.in_set(w.member) && self.unusable(info, w).is_none() {
+            self.peer_mut(link).unusable = None;
+        }
+    }
+
     pub(super) fn mark_unusable(&mut self, link: LinkId, member: MemberId, why: &'static str) {
         if self.peer(link).unusable.is_none() {
             self.notice(Notice::Unusable { member, why });
@@ -274,6 +303,30 @@ impl Upstairs {
         if self.pending.is_none() {
             self.consider_shrink(now);
         }
+        if self.pending.is_none() {
+            self.refresh_record(now);
+        }
+    }
+
+    /// Writes the positions reached and the openings seen into a new record from time to time, so
+    /// that a replica restored from a backup is recognised (design section 5).
+    fn refresh_record(&mut self, now: Now) {
+        let Some(record) = &self.record else { return };
+        let due = now.since(self.last_record) >= self.config.limits.record_refresh;
+        let known = |m: &MemberInfo| {
+            let peer = self.link_of(m.id).map(|l| self.peer(l));
+            let opens = peer
+                .and_then(|p| p.welcome.as_ref())
+                .map_or(0, |(_, w)| w.opens);
+            let behind = record.in_sync.contains(&m.id) && m.durable.seq < self.commit;
+            opens > m.opens || behind
+        };
+        if !due || !record.members.iter().any(known) {
+            return;
+        }
+        let mut next = record.clone();
+        next.version = self.next_version();
+        self.propose(now, next, None);
     }
 
     /// Why a replica of the set makes no progress, if it makes none.
@@ -320,12 +373,7 @@ impl Upstairs {
         };
         let mut smaller = record;
         smaller.in_sync.remove(&member);
-        let level = smaller.in_sync.iter().all(|m| {
-            self.link_of(*m).is_some_and(|l| {
-                let peer = self.peer(l);
-                peer.unusable.is_none() && peer.durable >= self.commit
-            })
-        });
+        let level = self.level_without(member);
         if !level && !breaks::on(Break::ShrinkBeforeLevel) {
             // The others are being synced all the time: a later tick finds them level.
             return;
@@ -348,16 +396,42 @@ impl Upstairs {
             .is_some_and(|m| m.kind == MemberKind::Replica);
         if !replica
             || record.in_sync.contains(&member)
-            || record.in_sync.len() >= MAX_IN_SYNC
             || peer.durable < self.commit
             || self.stalled(now, member).is_some()
         {
             return;
         }
-        let mut larger = record.clone();
-        larger.in_sync.insert(member);
-        larger.version = self.next_version();
-        self.propose(now, larger, Some(Notice::JoinedSet { member }));
+        let mut next = record.clone();
+        if next.in_sync.len() >= MAX_IN_SYNC {
+            // It may take the place of one that makes no progress, by this one record.
+            let stalled = next
+                .in_sync
+                .iter()
+                .copied()
+                .find(|m| self.stalled(now, *m).is_some());
+            let Some(gone) = stalled else { return };
+            next.in_sync.remove(&gone);
+            if !self.level_without(gone) {
+                return;
+            }
+        }
+        next.in_sync.insert(member);
+        next.version = self.next_version();
+        self.propose(now, next, Some(Notice::JoinedSet { member }));
+    }
+
+    /// Whether every replica of the set but this one is durable up to the commit position.
+    fn level_without(&self, gone: MemberId) -> bool {
+        self.record
+            .iter()
+            .flat_map(|r| r.in_sync.iter())
+            .filter(|m| **m != gone)
+            .all(|m| {
+                self.link_of(*m).is_some_and(|l| {
+                    let peer = self.peer(l);
+                    peer.unusable.is_none() && peer.durable >= self.commit
+                })
+            })
     }
 
     pub(super) fn on_removed(&mut self, now: Now, link: LinkId, record: Record) {
@@ -389,15 +463,7 @@ impl Upstairs {
     /// # Errors
     /// [`ChangeError`].
     pub fn remove_member(&mut self, now: Now, id: MemberId) -> Result<(), ChangeError> {
-        let level = self
-            .record
-            .iter()
-            .flat_map(|r| r.in_sync.iter())
-            .filter(|m| **m != id)
-            .all(|m| {
-                self.link_of(*m)
-                    .is_some_and(|l| self.peer(l).durable >= self.commit)
-            });
+        let level = self.level_without(id);
         self.change(now, |record| {
             let before = record.members.len();
             record.members.retain(|m| m.id != id);

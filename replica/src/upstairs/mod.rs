@@ -67,6 +67,9 @@ pub struct Limits {
     pub sync_interval: Duration,
     /// Callers are kept waiting this long without a lease, then fail.
     pub lapse_patience: Duration,
+    /// Positions and openings in the record are at most this old while the volume changes: what
+    /// bounds how fresh a backup may be and still be recognised when it is restored.
+    pub record_refresh: Duration,
     /// Resync copies at most this many bytes per second.
     pub resync_rate: u64,
 }
@@ -81,6 +84,7 @@ impl Default for Limits {
             read_patience: Duration::from_millis(300),
             sync_interval: Duration::from_millis(20),
             lapse_patience: Duration::from_secs(10),
+            record_refresh: Duration::from_secs(10),
             resync_rate: 200 << 20,
         }
     }
@@ -308,6 +312,7 @@ pub struct Upstairs {
     renewing: bool,
     last_renew: Now,
     last_sync: Now,
+    last_record: Now,
     single_copy_told: bool,
     out: Vec<Effect>,
 }
@@ -361,6 +366,7 @@ impl Upstairs {
             renewing: false,
             last_renew: Now::default(),
             last_sync: Now::default(),
+            last_record: Now::default(),
             single_copy_told: false,
             out: Vec::new(),
         }

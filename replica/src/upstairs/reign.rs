@@ -1,6 +1,7 @@
 //! What happens when a member refuses our generation while we serve.
 //!
-//! A majority that promised to somebody else means that we are deposed: everything ends. A
+//! A majority that promised to somebody else means that we are deposed: everything ends; and so
+//! does a single one once our own lease has run out. Otherwise a
 //! minority can only have been won by an attempt that came to nothing (invariant 1 gives it no
 //! right to serve); but those members will take nothing from this generation ever again. So,
 //! once such a member is there and has nothing else to wait for, we begin a *new reign*: submissions
@@ -23,22 +24,24 @@ impl Upstairs {
         peer.lease_from = None;
         peer.stream = super::peer::Stream::Off;
         peer.refused = Some(format!("promised generation {number} to {holder}"));
-        let fenced = |id: MemberId| {
-            self.link_of(id)
-                .is_some_and(|l| self.peer(l).fenced.is_some())
-        };
+        self.step_down_if_fenced(now);
+    }
+
+    /// Ends the reign if a majority promised to somebody else, or if our lease has run out and
+    /// anybody did: to go on renewing at the rest would keep the other one from ever serving.
+    pub(super) fn step_down_if_fenced(&mut self, now: Now) {
+        let fenced = |id: MemberId| self.link_of(id).filter(|l| self.peer(*l).fenced.is_some());
         let Some(record) = &self.record else { return };
-        let heard = record
-            .members
-            .iter()
-            .map(|m| m.id)
-            .filter(|id| fenced(*id))
-            .collect();
-        if record.is_majority(&heard) && !breaks::on(Break::ReadAfterLease) {
+        let by: Vec<_> = record.members.iter().filter_map(|m| fenced(m.id)).collect();
+        let Some(first) = by.first() else { return };
+        let majority = by.len() > record.members.len() / 2;
+        if (majority || !self.lease_valid(now)) && !breaks::on(Break::ReadAfterLease) {
+            let refused = self.peer(*first).refused.clone();
+            let why = refused.unwrap_or_else(|| "another generation was promised".into());
             self.notice(Notice::Deposed {
-                holder: holder.clone(),
+                holder: why.clone(),
             });
-            self.stop(format!("{holder} took over in generation {number}"));
+            self.stop(why);
         }
     }
 

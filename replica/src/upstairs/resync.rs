@@ -64,9 +64,6 @@ pub struct Resync {
     listed: u64,
     compared: u64,
     copied: u64,
-    /// End of the history when the last copy was sent: the target finishes only once that is
-    /// committed, since a copy is in its log at that place.
-    last_copy: Seq,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -96,6 +93,7 @@ struct Job {
 impl Upstairs {
     /// Starts a resync of this replica if it needs one and can have one.
     pub(super) fn consider_resync(&mut self, now: Now, link: LinkId) {
+        self.judge_again(link);
         let peer = self.peer(link);
         let (Some((_, w)), Some(record)) = (&peer.welcome, &self.record) else {
             return;
@@ -137,7 +135,6 @@ impl Upstairs {
             listed: 0,
             compared: 0,
             copied: 0,
-            last_copy: last,
         });
         // What follows in the stream comes after the jump.
         peer.stream = Stream::On;
@@ -228,7 +225,6 @@ impl Upstairs {
     fn drive_resync(&mut self, now: Now, link: LinkId) {
         let busy = self.last() > self.commit || !self.flushes.is_empty();
         let window = if busy { 1 } else { WINDOW };
-        let commit = self.commit;
         loop {
             let Some(r) = self.peer_mut(link).resync.as_mut() else {
                 return;
@@ -258,10 +254,6 @@ impl Upstairs {
                 continue;
             }
             if r.stage == Stage::Copying && r.ranges.is_empty() && r.jobs.is_empty() {
-                if commit < r.last_copy {
-                    // The next tick looks again; syncs run all the time.
-                    return;
-                }
                 r.stage = Stage::Finishing;
                 self.ask(now, link, Ask::FinishResync, &Request::FinishResync);
                 return;
@@ -322,7 +314,7 @@ impl Upstairs {
             let unwritten = sums.iter().all(Checksum::is_unwritten);
             if unwritten && !self.history.touched_since(seen, first, n as u64) {
                 let zeros = Bytes::from(vec![0; n * BLOCK_BYTES]);
-                self.send_resync_copy(now, link, first, sums, &zeros);
+                self.send_copy(now, link, Block(first), sums, &zeros);
             } else {
                 self.read_for_copy(link, id, first, n as u32);
             }
@@ -377,27 +369,12 @@ impl Upstairs {
             return;
         }
         let bytes = v.data.len() as u64;
-        self.send_resync_copy(now, link, block, &v.sums, &v.data);
+        self.send_copy(now, link, Block(block), &v.sums, &v.data);
         if let Some(r) = self.resync_mut(link) {
             r.copied += bytes;
             r.allowance = r.allowance.saturating_sub(bytes);
         }
         self.job_progress(now, link, id);
-    }
-
-    fn send_resync_copy(
-        &mut self,
-        now: Now,
-        link: LinkId,
-        block: u64,
-        sums: &[Checksum],
-        data: &Bytes,
-    ) {
-        self.send_copy(now, link, Block(block), sums, data);
-        let last = self.last();
-        if let Some(r) = self.resync_mut(link) {
-            r.last_copy = last;
-        }
     }
 
     fn job_progress(&mut self, now: Now, link: LinkId, id: u64) {

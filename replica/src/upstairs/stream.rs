@@ -2,7 +2,7 @@
 
 use trivet_protocol::frame::{Header, Kind};
 use trivet_protocol::message::{DataState, Request, Welcome};
-use trivet_protocol::{Now, Seq};
+use trivet_protocol::{MemberId, Now, Seq};
 
 use super::peer::Stream;
 use super::{Ask, Effect, LinkId, Upstairs};
@@ -112,14 +112,16 @@ impl Upstairs {
         self.consider_join(now, link);
     }
 
-    /// Up to where every replica that still counts has everything: logs need no more than what
-    /// comes after it.
+    /// Up to where every replica that still counts has everything durably: logs need no more than
+    /// what comes after it. (What a log gives up must also be in its extents, hence committed:
+    /// that is the replica's own business.)
     pub(super) fn trim_position(&self) -> Seq {
-        self.all_sets()
-            .map(|id| self.link_of(id).map_or(Seq::ZERO, |l| self.peer(l).durable))
-            .min()
-            .unwrap_or(Seq::ZERO)
-            .min(self.commit)
+        let durable = |id: MemberId| self.link_of(id).map_or(Seq::ZERO, |l| self.peer(l).durable);
+        match self.leveling_set() {
+            Some(set) => set.iter().map(|id| durable(*id)).min(),
+            None => self.all_sets().map(durable).min(),
+        }
+        .unwrap_or(Seq::ZERO)
     }
 
     /// Lets go of what nobody will need from memory: entries that every replica of the set, and

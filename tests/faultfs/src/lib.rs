@@ -27,6 +27,7 @@ mod rng;
 pub mod rules;
 pub mod unsynced;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -75,5 +76,25 @@ impl Drop for Mounted {
         {
             eprintln!("faultfs: cannot unmount {}: {e}", self.mountpoint.display());
         }
+    }
+}
+
+/// Says that a test could not run on this machine, and why: on standard error, past the test
+/// runner's capture, and in the list that `make test` prints at its end (`tests/README.md`).
+///
+/// # Errors
+/// Neither can be written; a test that cannot say so must not pass.
+pub fn skipped(test: &str, why: &str) -> std::io::Result<()> {
+    let line = format!("{test}: {}\n", why.replace('\n', " "));
+    std::io::stderr().write_all(format!("skipped: {line}").as_bytes())?;
+    match std::env::var_os("TRIVET_SKIPS") {
+        Some(list) => {
+            let mut list = std::fs::File::options()
+                .append(true)
+                .create(true)
+                .open(list)?;
+            list.write_all(line.as_bytes())
+        }
+        None => Ok(()),
     }
 }

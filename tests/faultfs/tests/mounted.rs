@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use trivet_faultfs::{Client, Mounted};
+use trivet_faultfs::{Client, Mounted, skipped};
 
 struct World {
     mounted: Mounted,
@@ -27,16 +27,8 @@ impl World {
         match Mounted::new(&dir.path().join("backing"), &at) {
             Ok(mounted) => Some(World { mounted, _dir: dir }),
             Err(e) => {
-                let why = format!("faultfs {test}: FUSE cannot be mounted here: {e}\n");
-                std::io::stderr().write_all(why.as_bytes()).unwrap();
-                if let Some(list) = std::env::var_os("TRIVET_SKIPS") {
-                    let mut list = OpenOptions::new()
-                        .append(true)
-                        .create(true)
-                        .open(list)
-                        .unwrap();
-                    list.write_all(why.as_bytes()).unwrap();
-                }
+                let why = format!("FUSE cannot be mounted here: {e}");
+                skipped(&format!("faultfs {test}"), &why).unwrap();
                 None
             }
         }

@@ -61,7 +61,9 @@ impl World {
             }
             17 => {
                 let snapshot = self.nodes[self.victim].disk.snapshot();
-                self.nodes[self.victim].backup = Some(snapshot);
+                self.nodes[self.victim]
+                    .backup
+                    .get_or_insert((self.time, snapshot));
             }
             _ => self.harm(),
         }
@@ -93,13 +95,13 @@ impl World {
     fn pause_node(&mut self, node: usize) {
         let nanos = self.rng.below(4_000 * MS);
         self.say(|| format!("node {node} is stopped for {} ms", nanos / MS));
-        self.nodes[node].paused_until = self.time + nanos;
+        self.nodes[node].paused_until = self.nodes[node].paused_until.max(self.time + nanos);
     }
 
     fn pause_up(&mut self, up: usize) {
         let nanos = self.rng.below(5_000 * MS);
         self.say(|| format!("up {up} is stopped for {} ms", nanos / MS));
-        self.ups[up].paused_until = self.time + nanos;
+        self.ups[up].paused_until = self.ups[up].paused_until.max(self.time + nanos);
         // Somebody else will try.
         let other = (up + 1) % self.ups.len();
         let nanos = self.rng.below(1_000 * MS);
@@ -167,9 +169,12 @@ impl World {
                 self.restart(node);
             }
             1 => {
-                let Some(backup) = self.nodes[node].backup.take() else {
+                let Some((taken, backup)) = self.nodes[node].backup.take() else {
                     return;
                 };
+                if self.time < taken + 3_000 * MS {
+                    return;
+                }
                 self.say(|| format!("node {node} is restored from a backup"));
                 self.harmed = true;
                 self.gone_for_good = true;

@@ -181,6 +181,11 @@ impl Versions {
         }
     }
 
+    /// Everything that a block held, oldest first.
+    pub fn of(&self, block: u64) -> &[(Seq, Tag)] {
+        &self.blocks[block as usize]
+    }
+
     /// Whether a read that began after `since` was ordered may have seen `tag`.
     pub fn allowed(&self, block: u64, since: Seq, tag: Tag) -> Result<(), Violation> {
         let versions = &self.blocks[block as usize];

@@ -73,7 +73,7 @@ pub struct Node {
     pub sync_nanos: u64,
     /// Its disk was lost: it never comes back by itself.
     pub lost: bool,
-    pub backup: Option<Snapshot>,
+    pub backup: Option<(u64, Snapshot)>,
     sync: Option<SyncJob>,
     checkpoint: Option<CheckpointJob>,
     conns: Vec<u64>,
@@ -328,6 +328,11 @@ impl World {
             .is_some_and(|r| r.in_sync.len() >= whole.min(3))
             && core.record_settled()
             && core.commit() == core.last()
+            && core
+                .status(Now(0))
+                .members
+                .iter()
+                .all(|m| !m.in_sync || m.durable == core.last())
             && self.time > FAULTS_END + 3_000 * MS
             && self.model.acked() as u64 == core.last().0
     }
@@ -737,6 +742,7 @@ impl World {
         let limits = Limits {
             retain_bytes: 160 * 1024,
             window_bytes: 80 * 1024,
+            record_refresh: Duration::from_millis(500),
             ..Limits::default()
         };
         let links = (0..self.nodes.len()).map(|i| format!("n{i}")).collect();
@@ -876,6 +882,15 @@ impl World {
         }
     }
 
+    /// For people who look for why a world failed.
+    fn describe_nodes(&self) {
+        for (i, n) in self.nodes.iter().enumerate() {
+            if let Some(r) = &n.replica {
+                println!("node {i}: {}", r.describe());
+            }
+        }
+    }
+
     fn after_leaving(&mut self, up: usize) {
         // The process lives on for a moment, until the members have heard.
         let nanos = 50 * MS;
@@ -887,7 +902,10 @@ impl World {
     }
 
     fn gone(&mut self, up: usize) {
-        self.stop_up(up);
+        // The process lives on for a moment: what it hands back gets out.
+        let inc = self.ups[up].incarnation;
+        self.ups[up].leaving = true;
+        self.after(50 * MS, Event::Gone(up, inc));
         let next = self.rng.below(self.ups.len() as u64) as usize;
         let nanos = 100 * MS + self.rng.below(500 * MS);
         self.after(nanos, Event::Promote(next));
@@ -995,6 +1013,17 @@ impl World {
                     let at = i as usize * BLOCK_BYTES;
                     let tag = tag_of(&data[at..at + BLOCK_BYTES]);
                     let allowed = self.ups[up].versions.allowed(block + i, since, tag);
+                    if allowed.is_err() && self.trace {
+                        self.describe_nodes();
+                        let held: Vec<_> = self
+                            .nodes
+                            .iter()
+                            .filter_map(|n| n.replica.as_ref()?.store())
+                            .map(|s| s.read(Block(block + i), 1).map(|b| tag_of(&b.data)))
+                            .collect();
+                        println!("since {since}, held {held:x?}");
+                        println!("versions {:x?}", self.ups[up].versions.of(block + i));
+                    }
                     self.check(allowed);
                 }
             }
@@ -1011,7 +1040,7 @@ impl World {
         let mut op = ModelOp { parts: Vec::new() };
         for _ in 0..1 + self.rng.below(3) {
             let (long, discard) = (self.rng.one_in(8), self.rng.one_in(6));
-            let most = if long { 40 } else { 4 };
+            let most = if long { 24 } else { 4 };
             let block = self.rng.below(BLOCKS);
             let count = 1 + self.rng.below((BLOCKS - block).min(most));
             if discard {
@@ -1080,14 +1109,10 @@ impl World {
             *cut = [false; 2];
         }
         for node in 0..self.nodes.len() {
-            self.nodes[node].paused_until = self.nodes[node].paused_until.min(self.time);
             self.nodes[node].sync_nanos = 2 * MS;
             self.nodes[node].disk.heal();
             self.nodes[node].disk.set_capacity(None);
             self.at(self.time, Event::Start(node));
-        }
-        for up in 0..self.ups.len() {
-            self.ups[up].paused_until = self.ups[up].paused_until.min(self.time);
         }
         let up = self.rng.below(self.ups.len() as u64) as usize;
         self.after(500 * MS, Event::Promote(up));
@@ -1101,15 +1126,11 @@ impl World {
             .iter()
             .position(|u| u.core.as_ref().is_some_and(Upstairs::is_active))
         else {
+            self.describe_nodes();
             return fail("liveness: nobody is active although everything was healed".into());
         };
         if !self.is_well() {
-            for (i, n) in self.nodes.iter().enumerate() {
-                if let Some(r) = &n.replica {
-                    let text = r.describe();
-                    println!("node {i}: {text}");
-                }
-            }
+            self.describe_nodes();
             let core = self.ups[up].core.as_ref();
             let status = core.map(|c| c.status(self.ups[up].clock.now(self.time)));
             return fail(format!("liveness: not redundant again: {status:#?}"));

@@ -145,6 +145,30 @@ impl Upstairs {
         }
     }
 
+    /// A replica outside the set that hangs, though its connection stands, must not keep memory
+    /// full (the volume would wait for it for ever): beyond the same bound as for one that is
+    /// away its connection is given up, and it is brought back like any other later.
+    pub(super) fn reset_hung(&mut self, now: Now) {
+        if self.history.bytes() <= self.config.limits.retain_bytes / 2 {
+            return;
+        }
+        let hung: Vec<LinkId> = self
+            .links()
+            .filter(|l| {
+                let peer = self.peer(*l);
+                let outside = |m: MemberId| self.all_sets().all(|counted| counted != m);
+                let stalled = |m: MemberId| outside(m) && self.stalled(now, m).is_some();
+                peer.stream == Stream::On && peer.member.is_some_and(stalled)
+            })
+            .collect();
+        for link in hung {
+            self.peer_mut(link).stream = Stream::Off;
+            self.out.push(Effect::Reset(link));
+            self.release_history();
+            self.offer_room(now);
+        }
+    }
+
     /// Whether a replica of the set has no room for `bytes` more.
     pub(super) fn no_credit(&self, bytes: u64) -> Option<VolumeError> {
         for member in self.all_sets() {

@@ -19,9 +19,9 @@ check: ## Formatting and lints, as CI has them
 test: ## Everything that a change must pass (says first how long; YES=1 installs what is missing unasked)
 	@scripts/test
 
-bench: build ## Measure a volume beside its limits (a plain file so far; QUICK=1 for the short form)
+bench: build ## Measure a volume beside its limits: three replica processes (QUICK=1 for the short form)
 	@mkdir -p var
-	target/release/trivet bench volume --plain var/bench.img $(if $(QUICK),--quick)
+	target/release/trivet bench volume --replicas var/bench $(if $(QUICK),--quick)
 
 test-vm: ## A real Linux kernel's NFS client against `trivet up` (root; CASES="files locks fight restart")
 	$(CARGO) build --locked --bin trivet

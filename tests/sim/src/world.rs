@@ -15,7 +15,7 @@ use trivet_downstairs::store::{ReadJob, SyncJob};
 use trivet_downstairs::{Region, Store, StoreError};
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::entry::BatchOp;
-use trivet_protocol::frame::Frame;
+use trivet_protocol::frame::{Frame, Kind};
 use trivet_protocol::{
     BLOCK_BYTES, Batch, Block, MemberId, MemberInfo, MemberKind, Millis, Now, NullRecorder,
     Position, Record, RecordVersion, Seq, VolumeId,
@@ -593,6 +593,9 @@ impl World {
 
     /// Sends in direction 0 (to the member) or 1 (to the upstairs), in order, with some delay.
     fn send(&mut self, id: u64, direction: usize, frame: Frame) {
+        if self.trace && std::env::var_os("SIM_FRAMES").is_some() {
+            self.show_frame(id, direction, &frame);
+        }
         let Some(c) = self.conns.get_mut(&id) else {
             return;
         };
@@ -623,6 +626,26 @@ impl World {
             Event::ToUp(id, frame)
         };
         self.at(at, event);
+    }
+
+    /// Control messages in words, for people who look for why a world failed.
+    fn show_frame(&mut self, id: u64, direction: usize, frame: &Frame) {
+        use trivet_protocol::message::{Reply, Request, decode};
+        let Some((up, node)) = self.conns.get(&id).map(|c| (c.up, c.node)) else {
+            return;
+        };
+        let text = match frame.header.kind {
+            Kind::Request => format!("{:?}", decode::<Request>(&frame.meta)),
+            Kind::Reply => format!("{:?}", decode::<Reply>(&frame.meta)),
+            kind => format!("{kind:?} {}", frame.header.seq),
+        };
+        if text.contains("Renew") {
+            return;
+        }
+        let arrow = if direction == 0 { "->" } else { "<-" };
+        let text: String = text.chars().take(160).collect();
+        let g = frame.header.generation;
+        self.say(|| format!("    up {up} {arrow} node {node} {g:?}: {text}"));
     }
 
     /// A connection breaks: both ends notice, each in its own time; what is on its way may or may
@@ -761,7 +784,7 @@ impl World {
             patience: Duration::from_millis(4_000),
             // After a power cut that left a torn record, with a disk lost for good, only people can
             // say that what was torn is not missed. Here it is not: nothing rots in such a world.
-            accept_data_loss: self.time > FAULTS_END + 8_000 * MS && self.gone_for_good,
+            accept_data_loss: self.time > FAULTS_END + 8_000 * MS && self.harmed,
         };
         self.say(|| format!("up {up} is promoted"));
         self.with_up(up, |core, now| core.activate(now, options));

@@ -1,12 +1,20 @@
 # Every job by name. `make` alone lists them. A target is here when it works, not before.
 SHELL := /bin/bash
 CARGO ?= cargo
+TRIVET := target/release/trivet
+SIM := target/release/trivet-sim
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-vm bench fuzz deny clean
+.PHONY: help up down build check test test-long test-vm sim mutants bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: build ## Run it here: three replicas in var/trivet, mounted on var/mnt, exported over NFS (SIZE=100G)
+	@scripts/up $(TRIVET) $(if $(SIZE),--size $(SIZE))
+
+down: ## End what `make up` started; the data stays in var/trivet
+	@scripts/down
 
 build: ## Build target/release/trivet
 	$(CARGO) build --release --locked --bin trivet
@@ -19,13 +27,30 @@ check: ## Formatting and lints, as CI has them
 test: ## Everything that a change must pass (says first how long; YES=1 installs what is missing unasked)
 	@scripts/test
 
-bench: build ## Measure a volume beside its limits: three replica processes (QUICK=1 for the short form)
-	@mkdir -p var
-	target/release/trivet bench volume --replicas var/bench $(if $(QUICK),--quick)
+test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed for 10 minutes
+	$(MAKE) sim SEEDS=$(or $(SEEDS),20000)
+	$(MAKE) mutants
+	SEEDS=200 scripts/suites
+	$(MAKE) test-vm
+	$(MAKE) fuzz SECONDS=600
 
 test-vm: ## A real Linux kernel's NFS client against `trivet up` (root; CASES="files locks fight restart")
 	$(CARGO) build --locked --bin trivet
 	tests/vm/nfs.sh target/debug/trivet $(CASES)
+
+sim: $(SIM) ## Simulate the volume under faults: SEEDS=2000 worlds (FROM=n replays from n on)
+	$(SIM) --seeds $(or $(SEEDS),2000) $(if $(FROM),--from $(FROM))
+
+mutants: $(SIM) ## Switch each rule of the volume off in turn; the simulation must notice each
+	$(SIM) --mutants
+
+.PHONY: $(SIM)
+$(SIM):
+	$(CARGO) build --release --locked -p trivet-sim
+
+bench: build ## Measure a volume beside its limits: three replica processes (QUICK=1 for the short form)
+	@mkdir -p var
+	$(TRIVET) bench volume --replicas var/bench $(if $(QUICK),--quick)
 
 fuzz: ## Fuzz every decoder, SECONDS=60 each (TARGET=name for one)
 	@FUZZ_SECONDS=$(or $(SECONDS),60) scripts/fuzz
@@ -36,6 +61,7 @@ deny: ## Advisories, licences, sources of the dependencies (needs cargo-deny and
 	$(CARGO) deny --locked check bans licenses sources
 	$(CARGO) deny --locked check advisories
 
-clean: ## Remove everything built
+clean: ## Remove everything built (DATA=1: also what `make up` stored)
+	@scripts/down
 	$(CARGO) clean
-	rm -rf fuzz/target
+	rm -rf fuzz/target var/bench var/fuzz $(if $(DATA),var)

@@ -23,7 +23,10 @@ fn each_door_sees_the_others_changes_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let mounted = match mount(lib.clone(), dir.path(), &FuseOptions::default()) {
         Ok(mounted) => mounted,
-        Err(e) => return eprintln!("skipped: cannot mount here: {e}"),
+        Err(e) => {
+            let why = format!("cannot mount FUSE here: {e}");
+            return trivet_faultfs::skipped("two doors", &why).unwrap();
+        }
     };
     let (root, path) = (Creds::root(), |name: &str| dir.path().join(name));
 

@@ -14,7 +14,7 @@ use crate::output::{self, Format};
 #[derive(Debug, Args)]
 pub struct FsckArgs {
     /// Directory of the three replicas, as `up` was given
-    #[arg(value_name = "DIR", default_value = "var/trivet")]
+    #[arg(long, value_name = "DIR", default_value = "var/trivet")]
     dir: PathBuf,
 }
 

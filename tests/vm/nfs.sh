@@ -11,7 +11,7 @@ fi
 SERVE=$1; shift; D=$(cd "$D" && pwd)
 W=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-vm.XXXXXX"); N=10.77.0; PID=
 start() {
-  "$SERVE" up "$W/data" --size 8G --nfs $N.1:2049 --export /vm --allow "$N.0/24(rw,no_root_squash)" >> "$W/log" 2>&1 & PID=$!
+  "$SERVE" up --dir "$W/data" --size 8G --nfs $N.1:2049 --export /vm --allow "$N.0/24(rw,no_root_squash)" >> "$W/log" 2>&1 & PID=$!
   for _ in $(seq 150); do showmount --no-headers --exports $N.1 >/dev/null 2>&1 && return; sleep 0.1; done
   echo "the server does not answer:"; cat "$W/log"; exit 1
 }

@@ -26,7 +26,7 @@ use crate::stop::Stop;
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// Directory of the three replicas; made if it is not there
-    #[arg(value_name = "DIR", default_value = "var/trivet")]
+    #[arg(long, value_name = "DIR", default_value = "var/trivet")]
     dir: PathBuf,
     /// Size of a new volume (replicas take space as they are written)
     #[arg(long, default_value = "100G")]
@@ -109,12 +109,15 @@ fn text(r: &Running) -> String {
     for p in &r.problems {
         out.push_str(&format!("problem: {p}\n"));
     }
+    if let Some(dir) = &r.mount {
+        out.push_str(&format!(
+            "mounted on {dir}; in another terminal:\n  cp -a FILES {dir}/ && ls -l {dir}\n"
+        ));
+    }
     if let Some(nfs) = &r.nfs {
+        out.push_str("exported over NFS; on a client, any Linux or Proxmox VE:\n");
         out.push_str(&format!("  {}\n  {}\n", nfs.mount, nfs.proxmox));
     }
-    if let Some(line) = &r.mount {
-        out.push_str(&format!("  {line}\n"));
-    }
-    out.push_str("Ctrl-C or SIGTERM ends it.\n");
+    out.push_str("Ctrl-C or SIGTERM ends it; the same command goes on with the data.\n");
     out
 }

@@ -38,11 +38,9 @@ impl MountArgs {
             .map_err(failed)
     }
 
-    /// What to tell the person.
+    /// The directory, to tell the person.
     pub fn line(&self) -> Option<String> {
-        self.mount
-            .as_ref()
-            .map(|m| format!("mounted on {}", m.display()))
+        self.mount.as_ref().map(|m| m.display().to_string())
     }
 }
 

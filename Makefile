@@ -3,7 +3,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test bench fuzz deny clean
+.PHONY: help build check test test-vm bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,9 +19,13 @@ check: ## Formatting and lints, as CI has them
 test: ## Everything that a change must pass (says first how long; YES=1 installs what is missing unasked)
 	@scripts/test
 
-bench: build ## Measure a volume beside its limits (a plain file so far; QUICK=1 for the short form)
+bench: build ## Measure a volume beside its limits: three replica processes (QUICK=1 for the short form)
 	@mkdir -p var
-	target/release/trivet bench volume --plain var/bench.img $(if $(QUICK),--quick)
+	target/release/trivet bench volume --replicas var/bench $(if $(QUICK),--quick)
+
+test-vm: ## A real Linux kernel's NFS client against `trivet up` (root; CASES="files locks fight restart")
+	$(CARGO) build --locked --bin trivet
+	tests/vm/nfs.sh target/debug/trivet $(CASES)
 
 fuzz: ## Fuzz every decoder, SECONDS=60 each (TARGET=name for one)
 	@FUZZ_SECONDS=$(or $(SECONDS),60) scripts/fuzz

@@ -224,13 +224,13 @@ fn one_replica_dies_or_hangs_under_load_and_comes_back() {
         up && cluster.in_sync(&volume, 2)
     });
 
-    // When one is stopped, so that nothing but its silence tells, it leaves the set, and it
-    // comes back when it goes on.
+    // When one is stopped, so that nothing but its silence tells, it leaves the set and holds up
+    // nobody, however much is written; and it comes back when it goes on.
     cluster.signal(1, Signal::STOP);
     wait_for("the hung one leaves the set", || {
         !cluster.in_sync(&volume, 1)
     });
-    writer.wait_for_more(200);
+    writer.wait_for_more(6000);
     cluster.signal(1, Signal::CONT);
     wait_for("the hung one is back in sync", || {
         cluster.in_sync(&volume, 1)

@@ -14,6 +14,7 @@ pub mod histogram;
 pub mod limit;
 pub mod load;
 pub mod meter;
+pub mod nfs;
 pub mod report;
 pub mod rng;
 pub mod suite;

@@ -9,8 +9,10 @@
 //! Bounded by: [`PARKED`] bytes of frames per connection while the log is full, after which the
 //! connection is closed; one sync and one checkpoint at a time.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use trivet_protocol::frame::{Frame, Header, Kind, ReadMeta};
@@ -33,6 +35,8 @@ pub struct ConnId(pub u64);
 
 /// Bytes of frames that may wait for room in the log, per connection.
 pub const PARKED: usize = 96 << 20;
+/// The pool is asked for its free space at most this often: each question is a system call.
+const SPACE_EVERY: Duration = Duration::from_millis(20);
 /// Checksums given in one answer, at most.
 const MAX_SUMS: u32 = 4096;
 /// Changed ranges given in one answer, at most.
@@ -64,6 +68,8 @@ struct Conn {
     generation: Generation,
     /// New data received since the connection began, for credits.
     received: u64,
+    /// When the pool was last asked for its free space, and the credit that followed.
+    granted: Cell<(Now, u64)>,
     /// It wants to hear of everything durable up to here.
     sync_to: Option<Seq>,
     /// Frames that wait for room in the log, in order.
@@ -88,6 +94,8 @@ pub struct Replica {
     syncing: bool,
     sync_wanted: bool,
     checkpointing: bool,
+    /// When the last frame arrived.
+    now: Now,
     recorder: Arc<dyn Recorder>,
 }
 
@@ -137,6 +145,7 @@ impl Replica {
             syncing: false,
             sync_wanted: false,
             checkpointing: false,
+            now,
             recorder,
         }
     }
@@ -265,7 +274,43 @@ impl Replica {
         self.handle(now, conn, frame, out);
     }
 
+    /// Frames that arrived together follow: what they append is written in one go by
+    /// [`Replica::end_batch`], under the same lock.
+    pub fn begin_batch(&mut self) {
+        if let Keeper::Region(store) = &mut self.keeper {
+            store.hold();
+        }
+    }
+
+    /// Ends what [`Replica::begin_batch`] began.
+    pub fn end_batch(&mut self, out: &mut Vec<Out>) {
+        let Keeper::Region(store) = &mut self.keeper else {
+            return;
+        };
+        if let Err(e) = store.let_go() {
+            self.disk_failed(e, "the log cannot be written", out);
+        }
+    }
+
+    /// Everybody connected is told; the store is poisoned.
+    fn disk_failed(&mut self, e: StoreError, what: &str, out: &mut Vec<Out>) {
+        tracing::error!(error = %e, what, "the region takes nothing more");
+        let refused = Reply::Refused(refusal(e));
+        let conns: Vec<_> = self.conns.keys().copied().collect();
+        conns
+            .into_iter()
+            .for_each(|c| self.reply(c, 0, &refused, out));
+    }
+
     fn handle(&mut self, now: Now, conn: ConnId, frame: Frame, out: &mut Vec<Out>) {
+        self.now = now;
+        // Whatever is not an append may read the log.
+        if frame.header.kind != Kind::Append
+            && let Keeper::Region(store) = &mut self.keeper
+            && let Err(e) = store.write_held()
+        {
+            self.disk_failed(e, "the log cannot be written", out);
+        }
         let result = match frame.header.kind {
             Kind::Append => self.append(conn, frame),
             Kind::Sync => self.sync_asked(conn, &frame.header, out),
@@ -398,14 +443,17 @@ impl Replica {
     }
 
     fn credit(&self, conn: ConnId) -> u64 {
-        let free = self
-            .store()
-            .and_then(|s| s.free_space().ok())
-            .map_or(0, |s| s.free);
-        self.conns
-            .get(&conn)
-            .map_or(0, |c| c.received)
-            .saturating_add(free)
+        let Some(c) = self.conns.get(&conn) else {
+            return 0;
+        };
+        let (asked, granted) = c.granted.get();
+        if asked != Now::default() && self.now.since(asked) < SPACE_EVERY {
+            return granted;
+        }
+        let free = self.store().and_then(|s| s.free_space().ok());
+        let granted = c.received.saturating_add(free.map_or(0, |s| s.free));
+        c.granted.set((self.now, granted));
+        granted
     }
 
     /// Whether [`Replica::begin_sync`] would give a job.

@@ -234,6 +234,7 @@ impl Served {
             let (sync, checkpoint) = {
                 let mut replica = lock(&self.replica);
                 let now = boot_time();
+                replica.begin_batch();
                 replica.frame(now, id, frame, &mut out);
                 for _ in 0..BATCH {
                     if !reader.has_buffered_frame() {
@@ -244,6 +245,7 @@ impl Served {
                         Err(_) => break,
                     }
                 }
+                replica.end_batch(&mut out);
                 (replica.wants_sync(), replica.wants_checkpoint())
             };
             self.perform(out);

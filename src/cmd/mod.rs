@@ -2,8 +2,10 @@
 
 mod bench;
 mod downstairs;
+mod fsck;
 mod limits;
 mod region;
+mod up;
 mod volume;
 
 use clap::{Parser, Subcommand};
@@ -37,8 +39,12 @@ pub enum Command {
     /// One replica's directory, offline: create, import, export, verify, dump
     #[command(subcommand)]
     Region(region::RegionCmd),
+    /// Prove that the file system of a volume that is not in use is whole
+    Fsck(fsck::FsckArgs),
     /// Show every fixed limit: name, value, unit, what it bounds
     Limits,
+    /// Run everything on this machine: three replicas, the file system, the NFS export
+    Up(up::UpArgs),
     /// Volumes: replicated virtual disks
     #[command(subcommand)]
     Volume(volume::Volume),
@@ -53,7 +59,9 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(args, output),
         Command::Downstairs(args) => downstairs::run(args, output),
         Command::Region(args) => region::run(args, output),
+        Command::Fsck(args) => fsck::run(&args, output),
         Command::Limits => limits::run(output),
+        Command::Up(args) => up::run(args, output),
         Command::Volume(args) => volume::run(args, output),
     }
 }

@@ -1,4 +1,5 @@
-//! Appending to the log: one gathered write per record.
+//! Appending to the log: one gathered write per record, or per batch of records that arrived
+//! together ([`Store::hold`]).
 //!
 //! Payload bytes move once, from the caller's buffers to the page cache. The END mark and the
 //! rest of its page go along: the next append overwrites them, and the kernel never has to read a
@@ -48,22 +49,36 @@ pub(super) fn end_mark(
     out
 }
 
+/// Zeros to fill a record up to whole sectors.
+static PADDING: [u8; SECTOR as usize] = [0; SECTOR as usize];
+
+/// Records that are in the history and not yet in the file. Only ever between [`Store::hold`] and
+/// [`Store::let_go`], that is under one lock of the owner's.
+#[derive(Default)]
+pub(super) struct Held {
+    /// Appends are collected.
+    on: bool,
+    /// Byte position of the first part.
+    from: u64,
+    /// In the order of the log; payload is shared, not copied.
+    parts: Vec<Bytes>,
+}
+
 /// Hands out the data of consecutive operations from an entry's segments, without copying.
 struct Segments<'a> {
     rest: &'a [Bytes],
     used: usize,
 }
 
-impl<'a> Segments<'a> {
-    fn take(&mut self, mut bytes: usize, out: &mut Vec<IoSlice<'a>>) {
+impl Segments<'_> {
+    fn take(&mut self, mut bytes: usize, out: &mut Vec<Bytes>) {
         while bytes > 0 {
             let Some((first, rest)) = self.rest.split_first() else {
                 return;
             };
-            let part = &first[self.used..];
-            let now = part.len().min(bytes);
+            let now = (first.len() - self.used).min(bytes);
             if now > 0 {
-                out.push(IoSlice::new(&part[..now]));
+                out.push(first.slice(self.used..self.used + now));
             }
             bytes -= now;
             self.used += now;
@@ -75,6 +90,42 @@ impl<'a> Segments<'a> {
 }
 
 impl Store {
+    /// From now on appends are collected, to be written in one go by [`Store::let_go`]. Until then
+    /// nothing may be read or synced.
+    pub fn hold(&mut self) {
+        self.held.on = true;
+    }
+
+    /// Writes what was collected and collects no longer.
+    ///
+    /// # Errors
+    /// The disk fails; the store is poisoned.
+    pub fn let_go(&mut self) -> Result<()> {
+        self.held.on = false;
+        self.write_held()
+    }
+
+    pub(super) fn nothing_held(&self) -> bool {
+        self.held.parts.is_empty()
+    }
+
+    /// Writes what was collected so far.
+    ///
+    /// # Errors
+    /// The disk fails; the store is poisoned.
+    pub fn write_held(&mut self) -> Result<()> {
+        if self.held.parts.is_empty() {
+            return Ok(());
+        }
+        let parts = std::mem::take(&mut self.held.parts);
+        let (seq, commit, synced) = (self.end().seq, self.commit, self.synced_to);
+        let mark = end_mark(self.shared.seed, self.end, self.epoch, seq, commit, synced);
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|p| IoSlice::new(p)).collect();
+        slices.push(IoSlice::new(&mark));
+        let written = self.shared.log.write(&mut slices, self.held.from);
+        written.map_err(|e| self.poisoned_by(e))
+    }
+
     /// Appends the next operation of the history. It is visible to reads on return, and durable
     /// once a sync that began later has finished.
     ///
@@ -118,8 +169,11 @@ impl Store {
         }
         // In place first: if the disk is full nothing has happened yet, the blocks are unwritten.
         self.write_in_place(entry, &in_place)?;
-        self.write_log(kind, entry, in_place, total, data_len)?;
+        self.collect_record(kind, entry, in_place, total, data_len);
         self.note_record(kind, entry, &in_place, total);
+        if !self.held.on {
+            self.write_held()?;
+        }
         let recorder = &self.shared.recorder;
         recorder.count("downstairs.log.records", 1);
         recorder.count("downstairs.log.bytes", total);
@@ -185,7 +239,8 @@ impl Store {
                 let file = extents.get_or_create(no)?;
                 parts.clear();
                 segments.take(n as usize * BLOCK_BYTES, &mut parts);
-                extents.write_data(&file, first, &mut parts)?;
+                let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|p| IoSlice::new(p)).collect();
+                extents.write_data(&file, first, &mut slices)?;
                 dirty.insert(no.0, (file, record));
                 Ok(())
             })?;
@@ -193,30 +248,36 @@ impl Store {
         Ok(())
     }
 
-    fn write_log(
+    fn collect_record(
         &mut self,
         kind: Kind,
         entry: &Entry,
         in_place: InPlace,
         total: u64,
         data_len: usize,
-    ) -> Result<()> {
+    ) {
         let meta = entry.encode_meta();
         let mut segments = Segments {
             rest: &entry.data,
             used: 0,
         };
-        let (mut data, mut skipped) = (Vec::with_capacity(entry.data.len() + 2), Vec::new());
-        data.push(IoSlice::new(&[]));
+        if self.held.parts.is_empty() {
+            self.held.from = self.end;
+        }
+        let parts = &mut self.held.parts;
+        let first = parts.len();
+        // Header and meta go here, when the checksum is known.
+        parts.push(Bytes::new());
+        let mut skipped = Vec::new();
         for (i, op) in entry.ops.iter().enumerate() {
             if let Op::Write { count, .. } = *op {
                 let skip = in_place.has(i);
-                let out = if skip { &mut skipped } else { &mut data };
+                let out = if skip { &mut skipped } else { &mut *parts };
                 segments.take(count as usize * BLOCK_BYTES, out);
             }
         }
         let mut body_crc = crc32c::crc32c(&meta);
-        for part in &data {
+        for part in &parts[first + 1..] {
             body_crc = crc32c::crc32c_append(body_crc, part);
         }
         let header = Header {
@@ -233,22 +294,12 @@ impl Store {
             in_place,
             body_crc,
         };
-        // Header and meta in one buffer that is kept; then the payload where it lies; then the
-        // padding and the END mark.
-        self.scratch.clear();
-        self.scratch
-            .extend_from_slice(&header.encode(self.shared.seed));
-        self.scratch.extend_from_slice(&meta);
+        let mut head = Vec::with_capacity(HEADER + meta.len());
+        head.extend_from_slice(&header.encode(self.shared.seed));
+        head.extend_from_slice(&meta);
+        parts[first] = Bytes::from(head);
         let padding = total as usize - HEADER - meta.len() - data_len;
-        let mut tail = vec![0; padding];
-        let end = self.end + total;
-        let (commit, synced) = (self.commit, self.synced_to);
-        let mark = end_mark(self.shared.seed, end, self.epoch, entry.seq, commit, synced);
-        tail.extend_from_slice(&mark);
-        data[0] = IoSlice::new(&self.scratch);
-        data.push(IoSlice::new(&tail));
-        let written = self.shared.log.write(&mut data, self.end);
-        written.map_err(|e| self.poisoned_by(e))
+        parts.push(Bytes::from_static(&PADDING[..padding]));
     }
 
     fn note_record(&mut self, kind: Kind, entry: &Entry, in_place: &InPlace, total: u64) {

@@ -99,7 +99,7 @@ pub struct Store {
     /// have moved.
     pub(crate) rounds: u64,
     pub(crate) poison: Option<String>,
-    scratch: Vec<u8>,
+    held: append::Held,
 }
 
 impl Store {

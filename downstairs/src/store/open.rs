@@ -231,7 +231,7 @@ impl Store {
             checkpoint: None,
             rounds: 0,
             poison: None,
-            scratch: Vec::new(),
+            held: super::append::Held::default(),
         }
     }
 }

@@ -49,6 +49,10 @@ impl Store {
                 blocks: self.blocks,
             });
         };
+        debug_assert!(
+            self.nothing_held(),
+            "records are written before anything is read"
+        );
         let (mut pieces, mut log_from) = (Vec::with_capacity(1), u64::MAX);
         self.overlay.walk(block.0, end, |found| {
             if let Found::Span(span) = found {

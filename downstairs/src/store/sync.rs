@@ -52,6 +52,7 @@ impl Store {
     /// The store is poisoned.
     pub fn begin_sync(&mut self) -> Result<SyncJob> {
         self.usable()?;
+        self.write_held()?;
         Ok(SyncJob {
             shared: Arc::clone(&self.shared),
             files: self.dirty.values().map(|(f, _)| Arc::clone(f)).collect(),

@@ -5,6 +5,9 @@
 //! write). If somebody is writing already, that one takes it along. If the socket is full, the
 //! link's own writer thread goes on.
 //!
+//! Entries alone are not urgent: they are volatile until a sync is asked for, which follows within
+//! milliseconds and takes them along in one system call. [`CORK`] bounds what waits for that.
+//!
 //! Bounded by what the upstairs retains: queued frames share its memory.
 
 use std::io;
@@ -13,6 +16,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use trivet_protocol::frame::Kind;
 use trivet_protocol::io::FrameWriter;
 
 use crate::upstairs::OutFrame;
@@ -21,6 +25,9 @@ use crate::upstairs::OutFrame;
 const CONNECT: Duration = Duration::from_millis(500);
 /// A peer that acknowledges nothing for this long is gone.
 const USER_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Bytes of entries that wait for a frame that is urgent, at most.
+const CORK: usize = 64 * 1024;
 
 /// Where frames for a member wait.
 #[derive(Default)]
@@ -34,6 +41,8 @@ pub struct Link {
 #[derive(Default)]
 struct Queue {
     frames: Vec<OutFrame>,
+    /// Bytes in them.
+    bytes: usize,
     /// Frames are taken only while a connection stands.
     open: bool,
     blocked: bool,
@@ -70,6 +79,7 @@ impl Link {
         writer.socket = Some(socket);
         let mut queue = lock(&self.queue);
         queue.frames.clear();
+        queue.bytes = 0;
         queue.open = true;
         queue.blocked = false;
     }
@@ -80,6 +90,7 @@ impl Link {
             let mut queue = lock(&self.queue);
             queue.open = false;
             queue.frames.clear();
+            queue.bytes = 0;
         }
         let mut writer = lock(&self.writer);
         if let Some(socket) = writer.socket.take() {
@@ -90,12 +101,16 @@ impl Link {
         self.stuck.notify_all();
     }
 
-    /// Queues a frame; [`Link::kick`] sends it. To be called in the order of the stream.
-    pub fn push(&self, frame: OutFrame) {
+    /// Queues a frame; [`Link::kick`] sends it. To be called in the order of the stream. Returns
+    /// whether it is time to send.
+    pub fn push(&self, frame: OutFrame) -> bool {
+        let urgent = frame.frame.header.kind != Kind::Append;
         let mut queue = lock(&self.queue);
         if queue.open {
+            queue.bytes += frame.frame.wire_len();
             queue.frames.push(frame);
         }
+        urgent || queue.bytes >= CORK
     }
 
     /// Writes out what is queued, as far as it goes without waiting.
@@ -126,7 +141,11 @@ impl Link {
     }
 
     fn take_queued(&self, writer: &mut Writer) {
-        let frames = std::mem::take(&mut lock(&self.queue).frames);
+        let frames = {
+            let mut queue = lock(&self.queue);
+            queue.bytes = 0;
+            std::mem::take(&mut queue.frames)
+        };
         frames.iter().for_each(|f| writer.out.push(&f.frame, f.crc));
     }
 

@@ -11,7 +11,7 @@ mod link;
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -80,6 +80,8 @@ const ACTIVATION: WaitId = WaitId(0);
 
 struct Inner {
     volume: VolumeId,
+    /// Size in blocks, for checks without the lock; follows the record.
+    blocks: AtomicU64,
     state: Mutex<State>,
     room: Condvar,
     links: Vec<Link>,
@@ -134,6 +136,7 @@ impl ReplicatedVolume {
         };
         let inner = Arc::new(Inner {
             volume,
+            blocks: AtomicU64::new(0),
             state: Mutex::new(state),
             room: Condvar::new(),
             links,
@@ -223,6 +226,27 @@ impl Drop for ReplicatedVolume {
     }
 }
 
+/// Why a submission waited in vain, for people.
+fn no_room(waited: Duration, status: &Status) -> String {
+    let members: Vec<String> = status
+        .members
+        .iter()
+        .map(|m| {
+            let up = if m.up { "up" } else { "down" };
+            format!("{} {up} durable {}", m.node, m.durable)
+        })
+        .collect();
+    format!(
+        "no room in the queues for {} s: operations to {} ordered, to {} durable, lease left {} \
+         ms; {}",
+        waited.as_secs(),
+        status.last,
+        status.commit,
+        status.lease_left.0,
+        members.join(", ")
+    )
+}
+
 fn spawn(name: String, f: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
     thread::Builder::new().name(name).spawn(f)
 }
@@ -230,6 +254,10 @@ fn spawn(name: String, f: impl FnOnce() + Send + 'static) -> std::io::Result<Joi
 impl Inner {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
+    }
+
+    fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Acquire)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -252,14 +280,16 @@ impl Inner {
         let State {
             upstairs, waiters, ..
         } = state;
+        let blocks = upstairs.record().map_or(0, |r| r.blocks);
+        self.blocks.store(blocks, Ordering::Release);
         for effect in upstairs.effects() {
             match effect {
                 Effect::Send(link, frame) => {
-                    if let Some(l) = self.links.get(link.index()) {
-                        l.push(frame);
-                        if !todo.kick.contains(&link) {
-                            todo.kick.push(link);
-                        }
+                    if let Some(l) = self.links.get(link.index())
+                        && l.push(frame)
+                        && !todo.kick.contains(&link)
+                    {
+                        todo.kick.push(link);
                     }
                 }
                 Effect::Reset(link) => todo.reset.push(link),
@@ -400,7 +430,7 @@ impl Volume for ReplicatedVolume {
     }
 
     fn read(&self, block: Block, out: &mut [u8]) -> Result<(), VolumeError> {
-        let count = check_read(block, out.len(), self.info().blocks)?;
+        let count = check_read(block, out.len(), self.inner.blocks())?;
         if let Some(data) = self.inner.read_here(block, count) {
             out.copy_from_slice(&data);
             return Ok(());
@@ -417,7 +447,7 @@ impl Volume for ReplicatedVolume {
 
     fn read_then(&self, block: Block, count: u32, done: ReadDone) {
         let bytes = count as usize * BLOCK_BYTES;
-        if let Err(e) = check_read(block, bytes, self.info().blocks) {
+        if let Err(e) = check_read(block, bytes, self.inner.blocks()) {
             return done(Err(e));
         }
         if let Some(data) = self.inner.read_here(block, count) {
@@ -433,7 +463,7 @@ impl Volume for ReplicatedVolume {
 
     fn submit(&self, batch: Batch) -> Result<Ticket, VolumeError> {
         batch
-            .check(self.info().blocks)
+            .check(self.inner.blocks())
             .map_err(|e| VolumeError::BadRequest(e.to_string()))?;
         let began = Instant::now();
         // Checksums are computed here, before any lock.
@@ -455,10 +485,8 @@ impl Volume for ReplicatedVolume {
                 Submitted::Failed(e) => return Err(e),
                 Submitted::Full => {
                     if began.elapsed() > patience || self.inner.stopped() {
-                        return Err(VolumeError::NotActive(format!(
-                            "no room in the queues for {} s: replicas do not answer",
-                            began.elapsed().as_secs()
-                        )));
+                        let status = state.upstairs.status(boot_time());
+                        return Err(VolumeError::NotActive(no_room(began.elapsed(), &status)));
                     }
                     let wait = self
                         .inner

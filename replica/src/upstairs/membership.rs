@@ -301,6 +301,7 @@ impl Upstairs {
 
     pub(super) fn tick_membership(&mut self, now: Now) {
         self.claim_late_ones(now);
+        self.reset_hung(now);
         if self.pending.is_none() {
             self.consider_shrink(now);
         }
@@ -331,7 +332,7 @@ impl Upstairs {
     }
 
     /// Why a replica of the set makes no progress, if it makes none.
-    fn stalled(&self, now: Now, member: MemberId) -> Option<&'static str> {
+    pub(super) fn stalled(&self, now: Now, member: MemberId) -> Option<&'static str> {
         let bound = self.config.limits.stall;
         let Some(link) = self.link_of(member) else {
             let began = self.active_since();

@@ -407,6 +407,13 @@ impl Upstairs {
         self.history.table()
     }
 
+    /// Whether every replica that flows was told the commit position, so that it can move all it
+    /// has from its log.
+    pub fn commit_is_told(&self) -> bool {
+        let flowing = || self.peers.iter().filter(|p| p.flows());
+        flowing().all(|p| p.commit_told >= self.commit && p.durable >= self.commit)
+    }
+
     /// Known durable on enough replicas.
     pub fn commit(&self) -> Seq {
         self.commit

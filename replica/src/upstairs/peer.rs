@@ -57,6 +57,10 @@ pub struct Peer {
     pub sent: Seq,
     /// A sync of everything up to here was asked for on this connection.
     pub sync_sent: Seq,
+    /// Somebody waits for more than the sync under way covers.
+    pub sync_wanted: bool,
+    /// The commit position that it was last told.
+    pub commit_told: Seq,
     /// What it said is durable, in our history. Never goes back: it is a promise.
     pub durable: Seq,
     /// When `durable` last went up, or nothing was outstanding.
@@ -92,6 +96,8 @@ impl Peer {
             stream: Stream::Off,
             sent: Seq::ZERO,
             sync_sent: Seq::ZERO,
+            sync_wanted: false,
+            commit_told: Seq::ZERO,
             durable: Seq::ZERO,
             progress: Now::default(),
             sent_bytes: 0,
@@ -126,6 +132,8 @@ impl Peer {
         self.stream = Stream::Off;
         self.sent = Seq::ZERO;
         self.sync_sent = Seq::ZERO;
+        self.sync_wanted = false;
+        self.commit_told = Seq::ZERO;
         self.sent_bytes = 0;
         self.credit = 0;
         self.progress = now;

@@ -44,8 +44,7 @@ impl Upstairs {
         }
     }
 
-    /// Asks every replica that flows to make everything durable. Requests that meet an earlier
-    /// one under way are coalesced by the replica, which syncs once for all it has.
+    /// Asks every replica that flows to make everything durable.
     pub(super) fn request_sync(&mut self, now: Now) {
         self.last_sync = now;
         for link in self.links() {
@@ -53,25 +52,44 @@ impl Upstairs {
         }
     }
 
+    /// One sync at a time and replica: what comes meanwhile shares the next one, which is asked
+    /// for when this one is answered. So a batch costs each side one message, however many wait.
     pub(super) fn sync_peer(&mut self, now: Now, link: LinkId) {
-        let peer = self.peer(link);
+        let peer = self.peer_mut(link);
         if peer.stream != Stream::On || !peer.up || peer.sent <= peer.sync_sent {
             return;
         }
-        let upto = peer.sent;
-        let header = self.header(Kind::Sync, upto.0);
-        let peer = self.peer_mut(link);
-        if peer.sync_sent <= peer.durable {
-            peer.progress = now;
+        if peer.sync_sent > peer.durable {
+            peer.sync_wanted = true;
+            return;
         }
+        peer.progress = now;
+        self.send_sync(link);
+    }
+
+    fn send_sync(&mut self, link: LinkId) {
+        let peer = self.peer_mut(link);
+        let upto = peer.sent;
         peer.sync_sent = upto;
+        peer.sync_wanted = false;
+        let header = self.header(Kind::Sync, upto.0);
+        self.peer_mut(link).commit_told = header.commit;
         self.send(link, header, Bytes::new());
     }
 
-    /// The undurable tail is bounded in time.
+    /// The undurable tail is bounded in time; and a replica with nothing left to sync hears how
+    /// far all is committed, or it could never checkpoint the last entries.
     pub(super) fn tick_sync(&mut self, now: Now) {
-        if now.since(self.last_sync) >= self.config.limits.sync_interval {
-            self.request_sync(now);
+        if now.since(self.last_sync) < self.config.limits.sync_interval {
+            return;
+        }
+        self.request_sync(now);
+        for link in self.links() {
+            let peer = self.peer(link);
+            let idle = peer.flows() && peer.sync_sent == peer.sent && peer.durable >= peer.sent;
+            if idle && peer.sent > Seq::ZERO && peer.commit_told < self.commit {
+                self.send_sync(link);
+            }
         }
     }
 
@@ -85,6 +103,9 @@ impl Upstairs {
         if upto > peer.durable {
             peer.durable = upto;
             peer.progress = now;
+        }
+        if self.peer(link).sync_wanted {
+            self.sync_peer(now, link);
         }
         self.advance(now);
         self.leveled(now);
@@ -121,6 +142,30 @@ impl Upstairs {
         let budget = self.config.limits.retain_bytes / 2;
         while self.history.floor() < keep && (!away || self.history.bytes() > budget) {
             self.history.release(self.history.floor().next());
+        }
+    }
+
+    /// A replica outside the set that hangs, though its connection stands, must not keep memory
+    /// full (the volume would wait for it for ever): beyond the same bound as for one that is
+    /// away its connection is given up, and it is brought back like any other later.
+    pub(super) fn reset_hung(&mut self, now: Now) {
+        if self.history.bytes() <= self.config.limits.retain_bytes / 2 {
+            return;
+        }
+        let hung: Vec<LinkId> = self
+            .links()
+            .filter(|l| {
+                let peer = self.peer(*l);
+                let outside = |m: MemberId| self.all_sets().all(|counted| counted != m);
+                let stalled = |m: MemberId| outside(m) && self.stalled(now, m).is_some();
+                peer.stream == Stream::On && peer.member.is_some_and(stalled)
+            })
+            .collect();
+        for link in hung {
+            self.peer_mut(link).stream = Stream::Off;
+            self.out.push(Effect::Reset(link));
+            self.release_history();
+            self.offer_room(now);
         }
     }
 

@@ -1,5 +1,6 @@
 //! `trivet bench`: load on a volume, its limits beside it, one table.
 
+mod nfs;
 mod subject;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ use crate::stop::Stop;
 pub enum Bench {
     /// Measure a volume: 4 KiB and 1 MiB, random and sequential, volatile and durable
     Volume(VolumeArgs),
+    /// Measure any NFSv3 server: small durable writes, reads, streams, attributes
+    Nfs(nfs::NfsArgs),
 }
 
 /// Which volume, and how much.
@@ -97,7 +100,10 @@ fn random_seed() -> u64 {
 /// # Errors
 /// The volume or its disk failed, or somebody stopped it.
 pub fn run(args: Bench, format: Format) -> Result<(), CliError> {
-    let Bench::Volume(args) = args;
+    let args = match args {
+        Bench::Volume(args) => args,
+        Bench::Nfs(args) => return nfs::run(args, format),
+    };
     let stop = Stop::on_signals()?;
     let suite = args.suite();
     let report = if let Some(path) = &args.plain {

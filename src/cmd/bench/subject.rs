@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trivet_bench::{BenchError, Subject, meter};
 use trivet_cluster::process::Downstairs;
@@ -14,6 +14,8 @@ use trivet_replica::Volume;
 use trivet_replica::driver::ReplicatedVolume;
 use trivet_replica::upstairs::Limits;
 
+/// A replica that lags is waited for at most this long before disk bytes are counted.
+const QUIET: Duration = Duration::from_secs(10);
 /// Copies on the one disk that is measured.
 const REPLICAS: f64 = 3.0;
 
@@ -28,6 +30,17 @@ fn disk_bytes(dir: &Path) -> Result<Option<f64>, BenchError> {
     // What the page cache still holds would be counted with whatever is measured next.
     sync(dir)?;
     Ok(meter::device_bytes(dir)?.map(|b| b as f64 / REPLICAS))
+}
+
+/// Flushes and waits until the replicas know that all of it is committed: only that can be moved
+/// from their logs.
+fn quiesce(volume: &ReplicatedVolume) -> Result<(), BenchError> {
+    volume.flush_all()?;
+    let began = Instant::now();
+    while !volume.with(|u, _| u.commit_is_told()) && began.elapsed() < QUIET {
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 fn sync(dir: &Path) -> Result<(), BenchError> {
@@ -117,7 +130,7 @@ impl Subject for Processes {
     }
 
     fn settle(&self) -> Result<(), BenchError> {
-        self.volume.flush_all()?;
+        quiesce(&self.volume)?;
         for replica in self.replicas().iter_mut() {
             replica.settle().map_err(bench_error)?;
         }
@@ -171,7 +184,7 @@ impl Subject for InProcess {
     }
 
     fn settle(&self) -> Result<(), BenchError> {
-        self.volume.flush_all()?;
+        quiesce(&self.volume)?;
         self.embedded.settle();
         sync(&self.dir)
     }

@@ -1,0 +1,624 @@
+//! The kernel's requests, each answered from the library: looking, opening, reading, locking.
+//! What changes things is in `mutate`; the trait's methods all stand here.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::*;
+
+use super::convert::{creds, errno, file_attr, file_type};
+use super::handles::Handles;
+use super::{FUSE_DOOR, TTL};
+use crate::Vfs;
+use crate::api::{Attr, Creds, Ctx, InodeId, Mark, Seek};
+use crate::error::{FsError, FsResult};
+use crate::lock::{LockCall, LockFamily, LockKind, LockRange};
+
+/// Bytes of one read or write request.
+const MAX_REQUEST: u32 = 1 << 20;
+/// Requests that the kernel may have under way in the background.
+const MAX_BACKGROUND: u16 = 512;
+/// Entries fetched at once for a listing.
+const LIST: usize = 256;
+
+const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits() as i32;
+const O_TRUNC: i32 = rustix::fs::OFlags::TRUNC.bits() as i32;
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+const F_RDLCK: i32 = 0;
+const F_WRLCK: i32 = 1;
+const F_UNLCK: i32 = 2;
+
+/// The door.
+pub(super) struct FuseDoor {
+    pub fs: Arc<dyn Vfs>,
+    pub handles: Arc<Handles>,
+}
+
+/// Answers with an error, or goes on.
+macro_rules! or_reply {
+    ($reply:expr, $result:expr) => {
+        match $result {
+            Ok(v) => v,
+            Err(e) => return $reply.error(errno(&e)),
+        }
+    };
+}
+pub(super) use or_reply;
+
+impl FuseDoor {
+    pub fn new(fs: Arc<dyn Vfs>, handles: Arc<Handles>) -> FuseDoor {
+        FuseDoor { fs, handles }
+    }
+
+    pub fn id(&self, ino: INodeNo) -> FsResult<InodeId> {
+        self.handles.id(ino.0)
+    }
+
+    pub fn ctx<'a, T>(&self, creds: &'a Creds) -> Ctx<'a, T> {
+        Ctx::by(creds, FUSE_DOOR)
+    }
+
+    /// Answers with an object that the kernel from now on knows.
+    pub fn reply_entry(&self, attr: &Attr, reply: ReplyEntry) {
+        or_reply!(reply, self.handles.told(attr));
+        reply.entry(&TTL, &file_attr(attr), Generation(attr.id.generation));
+    }
+
+    /// How a file is opened: see the head of `fuse`.
+    pub fn open_flags(flags: i32) -> FopenFlags {
+        match flags & O_DIRECT != 0 {
+            true => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+            false => FopenFlags::FOPEN_KEEP_CACHE,
+        }
+    }
+
+    fn release_locks(&self, ino: INodeNo, owners: &[u64]) {
+        let Ok(id) = self.id(ino) else { return };
+        let which = |o: &crate::lock::LockOwner| match o {
+            crate::lock::LockOwner::Local { owner, .. } => owners.contains(owner),
+            crate::lock::LockOwner::Nlm { .. } => false,
+        };
+        // Memory only: cannot fail but with a stopped file system, where nothing matters.
+        let _ = self.fs.lock_release(Some(id), &which);
+    }
+
+    fn lock_call(owner: LockOwner, pid: u32, typ: i32, start: u64, end: u64) -> FsResult<LockCall> {
+        // The kernel's end is inclusive, and the greatest offset means "to the end".
+        let end = match end >= i64::MAX as u64 {
+            true => u64::MAX,
+            false => end + 1,
+        };
+        Ok(LockCall {
+            family: LockFamily::Range,
+            owner: crate::lock::LockOwner::Local {
+                owner: owner.0,
+                pid,
+            },
+            kind: match typ {
+                F_RDLCK => LockKind::Shared,
+                F_WRLCK => LockKind::Exclusive,
+                F_UNLCK => LockKind::Unlock,
+                _ => return Err(FsError::Invalid("an unknown kind of lock")),
+            },
+            range: LockRange { start, end },
+        })
+    }
+}
+
+/// Answers once everything up to a mark is durable.
+pub(super) fn reply_durable(fs: &dyn Vfs, upto: Mark, reply: ReplyEmpty) {
+    fs.flush_then(
+        upto,
+        Box::new(move |r| match r {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno(&e)),
+        }),
+    );
+}
+
+impl Filesystem for FuseDoor {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        use InitFlags as I;
+        for flag in [
+            I::FUSE_ASYNC_READ,
+            I::FUSE_ATOMIC_O_TRUNC,
+            I::FUSE_BIG_WRITES,
+            I::FUSE_DONT_MASK,
+            I::FUSE_POSIX_LOCKS,
+            I::FUSE_DO_READDIRPLUS,
+            I::FUSE_READDIRPLUS_AUTO,
+            I::FUSE_ASYNC_DIO,
+            I::FUSE_PARALLEL_DIROPS,
+            I::FUSE_POSIX_ACL,
+            I::FUSE_CACHE_SYMLINKS,
+            I::FUSE_EXPLICIT_INVAL_DATA,
+            I::FUSE_HANDLE_KILLPRIV_V2,
+            I::FUSE_DIRECT_IO_ALLOW_MMAP,
+            I::FUSE_MAX_PAGES,
+        ] {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "the kernel does not offer this");
+            }
+        }
+        let _ = config.set_max_write(MAX_REQUEST);
+        let _ = config.set_max_readahead(MAX_REQUEST);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_time_granularity(Duration::from_nanos(1));
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        self.handles.clear();
+        let local = |o: &crate::lock::LockOwner| matches!(o, crate::lock::LockOwner::Local { .. });
+        let _ = self.fs.lock_release(None, &local);
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let dir = or_reply!(reply, self.id(parent));
+        match self.fs.lookup(&creds(req), dir, name.as_bytes()) {
+            Ok((attr, _)) => self.reply_entry(&attr, reply),
+            Err(FsError::NotFound) => {
+                // Inode 0: "there is no such name", and that may be remembered.
+                let mut none = file_attr(&or_reply!(reply, self.fs.getattr(dir)));
+                none.ino = INodeNo(0);
+                reply.entry(&TTL, &none, Generation(0));
+            }
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
+        self.handles.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let id = or_reply!(reply, self.id(ino));
+        let attr = or_reply!(reply, self.fs.getattr(id));
+        reply.attr(&TTL, &file_attr(&attr));
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let ids = (mode, uid, gid);
+        let set = super::mutate::set_attr(req, ids, size, (atime, mtime), fh.is_some());
+        self.do_setattr(req, ino, set, reply);
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let id = or_reply!(reply, self.id(ino));
+        let (target, _) = or_reply!(reply, self.fs.readlink(&creds(req), id));
+        reply.data(&target);
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.do_mknod(req, (parent, name), (mode, umask), rdev, reply);
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.do_mkdir(req, (parent, name), (mode, umask), reply);
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.do_remove(req, (parent, name), false, reply);
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.do_remove(req, (parent, name), true, reply);
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        self.do_symlink(req, (parent, name), target, reply);
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.do_rename(req, (parent, name), (newparent, newname), flags, reply);
+    }
+
+    fn link(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        self.do_link(req, ino, (newparent, newname), reply);
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let id = or_reply!(reply, self.id(ino));
+        if flags.0 & O_TRUNC != 0 {
+            or_reply!(reply, self.truncate_open(req, id));
+        } else {
+            or_reply!(reply, self.fs.getattr(id));
+        }
+        reply.opened(FileHandle(self.handles.open()), Self::open_flags(flags.0));
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let id = or_reply!(reply, self.id(ino));
+        self.fs.read_then(
+            &creds(req),
+            id,
+            offset,
+            size.min(MAX_REQUEST),
+            Box::new(move |r| match r {
+                // One copy, unless the content is in one piece: the reply takes one slice.
+                Ok(out) => reply.data(&out.concat()),
+                Err(e) => reply.error(errno(&e)),
+            }),
+        );
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.do_write(req, ino, (offset, data), (write_flags, flags), reply);
+    }
+
+    fn flush(&self, _: &Request, ino: INodeNo, _: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        // Closing any descriptor of a file gives back the process's POSIX locks on it.
+        if self.handles.any_locks() {
+            self.release_locks(ino, &[owner.0]);
+        }
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        // OFD locks end with their open file; the kernel does not ask for it.
+        let owners = self.handles.close(fh.0);
+        if !owners.is_empty() {
+            self.release_locks(ino, &owners);
+        }
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data: bool, reply: ReplyEmpty) {
+        let id = or_reply!(reply, self.id(ino));
+        self.fs.fsync_then(
+            id,
+            data,
+            Box::new(move |r| match r {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno(&e)),
+            }),
+        );
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        or_reply!(reply, self.id(ino));
+        reply.opened(FileHandle(0), FopenFlags::empty());
+    }
+
+    fn readdir(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let id = or_reply!(reply, self.id(ino));
+        let page = or_reply!(reply, self.fs.readdir(&creds(req), id, offset, LIST, false));
+        for e in &page.entries {
+            let name = OsStr::from_bytes(&e.name);
+            if reply.add(INodeNo(e.id.ino.0), e.cookie, file_type(e.kind), name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let id = or_reply!(reply, self.id(ino));
+        let page = or_reply!(reply, self.fs.readdir(&creds(req), id, offset, LIST, true));
+        for e in &page.entries {
+            let name = OsStr::from_bytes(&e.name);
+            let dots = &e.name[..] == b"." || &e.name[..] == b"..";
+            // Of the dots the kernel keeps no count, and wants only number and kind.
+            let attr = match e.attr {
+                Some(attr) if dots || self.handles.told(&attr).is_ok() => attr,
+                _ => continue,
+            };
+            let full = reply.add(
+                INodeNo(e.id.ino.0),
+                e.cookie,
+                name,
+                &TTL,
+                &file_attr(&attr),
+                Generation(e.id.generation),
+            );
+            if full {
+                if !dots {
+                    self.handles.forget(e.id.ino.0, 1);
+                }
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply_durable(&*self.fs, self.fs.last_mark(), reply);
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let s = or_reply!(reply, self.fs.statfs());
+        let (total, free) = (s.total_bytes / 4096, s.free_bytes / 4096);
+        let inodes = s.inodes + s.free_inodes;
+        reply.statfs(total, free, free, inodes, s.free_inodes, 4096, 255, 4096);
+    }
+
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.do_setxattr(req, ino, (name, value), flags, reply);
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let id = or_reply!(reply, self.id(ino));
+        let value = or_reply!(reply, self.fs.get_xattr(&creds(req), id, name.as_bytes()));
+        reply_sized(&value, size, reply);
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let id = or_reply!(reply, self.id(ino));
+        let names = or_reply!(reply, self.fs.list_xattr(&creds(req), id));
+        let mut list = Vec::new();
+        for name in names {
+            list.extend_from_slice(&name);
+            list.push(0);
+        }
+        reply_sized(&list, size, reply);
+    }
+
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.do_removexattr(req, ino, name, reply);
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.do_create(req, (parent, name), (mode, umask), flags, reply);
+    }
+
+    fn getlk(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let id = or_reply!(reply, self.id(ino));
+        let call = or_reply!(reply, Self::lock_call(owner, pid, typ, start, end));
+        match or_reply!(reply, self.fs.lock_test(id, &call)) {
+            None => reply.locked(0, 0, F_UNLCK, 0),
+            Some(held) => {
+                let kind = match held.kind {
+                    LockKind::Exclusive => F_WRLCK,
+                    _ => F_RDLCK,
+                };
+                let pid = match held.owner {
+                    crate::lock::LockOwner::Local { pid, .. } => pid,
+                    crate::lock::LockOwner::Nlm { .. } => 0,
+                };
+                let end = held.range.end.min(1 << 63) - 1;
+                reply.locked(held.range.start, end, kind, pid);
+            }
+        }
+    }
+
+    fn setlk(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let id = or_reply!(reply, self.id(ino));
+        let call = or_reply!(reply, Self::lock_call(owner, pid, typ, start, end));
+        self.handles.locked(fh.0, owner.0);
+        if !sleep {
+            or_reply!(reply, self.fs.lock(id, &call, None));
+            return reply.ok();
+        }
+        // The reply goes with the wait if the lock is not to be had at once.
+        let slot = Arc::new(std::sync::Mutex::new(Some(reply)));
+        let answer = |slot: &std::sync::Mutex<Option<ReplyEmpty>>, r: FsResult<()>| {
+            let reply = slot
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .take();
+            match (reply, r) {
+                (Some(reply), Ok(())) => reply.ok(),
+                (Some(reply), Err(e)) => reply.error(errno(&e)),
+                (None, _) => {}
+            }
+        };
+        let waiting = slot.clone();
+        let wait = Box::new(move |r: FsResult<Mark>| answer(&waiting, r.map(|_| ())));
+        match self.fs.lock(id, &call, Some(wait)) {
+            Ok(done) if done.value => answer(&slot, Ok(())),
+            Ok(_) => {}
+            Err(e) => answer(&slot, Err(e)),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.do_fallocate(req, ino, (offset, length), mode, reply);
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let id = or_reply!(reply, self.id(ino));
+        let what = match whence {
+            SEEK_DATA => Seek::Data,
+            SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        let at = or_reply!(reply, self.fs.seek(id, offset, what));
+        reply.offset(at as i64);
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        ino_in: INodeNo,
+        _: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let from = (or_reply!(reply, self.id(ino_in)), offset_in);
+        let to = (or_reply!(reply, self.id(ino_out)), offset_out);
+        let creds = creds(req);
+        let done = or_reply!(reply, self.fs.copy_range(self.ctx(&creds), from, to, len));
+        reply.written(done.value as u32);
+    }
+}
+
+/// Answers a request that asks for a value, or, with size 0, for its length.
+fn reply_sized(value: &[u8], size: u32, reply: ReplyXattr) {
+    match size {
+        0 => reply.size(value.len() as u32),
+        n if value.len() > n as usize => reply.error(Errno::ERANGE),
+        _ => reply.data(value),
+    }
+}

@@ -1,0 +1,180 @@
+//! The FUSE door: the file system as a mounted directory on this machine.
+//!
+//! Choices, and why:
+//! - The kernel checks permissions (`default_permissions` and POSIX ACLs): it knows a process's
+//!   groups and capabilities, a request carries only ids. What comes in counts as checked.
+//! - No write-back cache: a `write` is in the file system when it returns (invariant 9's second
+//!   door would otherwise miss it). Only `mmap` waits for msync or close.
+//! - Names and attributes are cached by the kernel for [`TTL`]; a change through another door
+//!   takes them back first, from a thread of its own (`notify`), never from a request's.
+//! - A file opened with `O_DIRECT` bypasses the page cache wholly, so that its writes run side by
+//!   side.
+//! - Set-id bits are cleared here (`HANDLE_KILLPRIV_V2`): else the kernel would ask for
+//!   `security.capability` before each write.
+//! - `flock` locks are the kernel's own, local to the mount: the request does not tell them from
+//!   POSIX locks in the library used. POSIX and OFD locks are in the table that NFS shares.
+//!
+//! Not carried by the library: TMPFILE, STATX, SYNCFS, interrupts. `sync` and `syncfs` therefore
+//! do not reach us: completed writes are flushed unasked (`Settings::flush_interval`).
+//!
+//! If the process dies the mount point answers ENOTCONN; [`mount`] clears such a one away first.
+
+mod convert;
+mod door;
+mod handles;
+mod mutate;
+mod notify;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::Vfs;
+use crate::api::Door;
+
+/// How long the kernel may answer for us.
+pub(crate) const TTL: Duration = Duration::from_secs(30);
+/// This door's number.
+pub const FUSE_DOOR: Door = Door(1);
+
+/// What can be set.
+#[derive(Clone, Debug)]
+pub struct FuseOptions {
+    /// What `mount` shows as the source.
+    pub name: String,
+    /// Threads that receive requests, 1 to 64.
+    pub threads: usize,
+    /// Let other users in (as root always; else `user_allow_other` must be set).
+    pub allow_other: bool,
+}
+
+impl Default for FuseOptions {
+    fn default() -> FuseOptions {
+        let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
+        FuseOptions {
+            name: "trivet".into(),
+            threads: (2 * cores).clamp(4, 16),
+            allow_other: rustix::process::geteuid().is_root(),
+        }
+    }
+}
+
+/// A mounted directory. Dropping it unmounts.
+pub struct Mounted {
+    session: Option<BackgroundSession>,
+    path: PathBuf,
+    notify: Arc<notify::Notify>,
+}
+
+/// Mounts a file system on a directory and serves it from threads of its own.
+///
+/// # Errors
+/// The directory cannot be used, or the kernel refuses; the message says which.
+pub fn mount(fs: Arc<dyn Vfs>, path: &Path, options: &FuseOptions) -> io::Result<Mounted> {
+    clear_dead(path)?;
+    if !std::fs::metadata(path)?.is_dir() {
+        let what = format!("{} is not a directory", path.display());
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, what));
+    }
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(options.name.clone()),
+        MountOption::Subtype("trivet".into()),
+        MountOption::DefaultPermissions,
+        MountOption::NoAtime,
+    ];
+    if rustix::process::geteuid().is_root() {
+        config
+            .mount_options
+            .extend([MountOption::Suid, MountOption::Dev]);
+    }
+    config.acl = match options.allow_other {
+        true => SessionACL::All,
+        false => SessionACL::Owner,
+    };
+    config.n_threads = Some(options.threads.clamp(1, 64));
+    config.clone_fd = true;
+    let handles = Arc::new(handles::Handles::new(fs.clone()));
+    let door = door::FuseDoor::new(fs.clone(), handles.clone());
+    let session = fuser::spawn_mount(door, path, &config)?;
+    let notify = notify::Notify::start(session.notifier(), handles)?;
+    fs.watch(FUSE_DOOR, notify.clone());
+    Ok(Mounted {
+        session: Some(session),
+        path: path.to_owned(),
+        notify,
+    })
+}
+
+impl Mounted {
+    /// Whether the kernel still talks to us (somebody may have unmounted it by hand).
+    pub fn is_alive(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_some_and(|s| !s.guard.is_finished())
+    }
+
+    /// Unmounts; if the directory is in use, from sight at once and for its users when they let
+    /// go. Returns false in that case: requests may then still come until the process ends.
+    ///
+    /// # Errors
+    /// It could not be unmounted at all.
+    pub fn unmount(mut self) -> io::Result<bool> {
+        self.end()
+    }
+
+    fn end(&mut self) -> io::Result<bool> {
+        self.notify.stop();
+        let Some(session) = self.session.take() else {
+            return Ok(true);
+        };
+        if session.guard.is_finished() {
+            return Ok(true);
+        }
+        match session.umount_and_join() {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
+                // Its threads end with the last user, or with the process.
+                unmount(&self.path, UnmountFlags::DETACH)?;
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::warn!(path = %self.path.display(), %error, "cannot unmount");
+        }
+    }
+}
+
+/// Clears away what a daemon that died left mounted.
+fn clear_dead(path: &Path) -> io::Result<()> {
+    for _ in 0..8 {
+        match std::fs::metadata(path) {
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {
+                tracing::info!(path = %path.display(), "clearing away a dead mount");
+                if rustix::process::geteuid().is_root() {
+                    unmount(path, UnmountFlags::DETACH)?;
+                } else {
+                    let done = std::process::Command::new("fusermount3")
+                        .args(["-u", "-z", "--"])
+                        .arg(path)
+                        .status()?;
+                    if !done.success() {
+                        return Err(io::Error::other("fusermount3 could not clear a dead mount"));
+                    }
+                }
+            }
+            _ => return Ok(()),
+        }
+    }
+    Ok(())
+}

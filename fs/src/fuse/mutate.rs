@@ -1,0 +1,295 @@
+//! The kernel's requests that change something.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use bytes::Bytes;
+use fuser::*;
+
+use super::TTL;
+use super::convert::{creds, errno, file_attr, set_time, unpack_rdev};
+use super::door::{FuseDoor, or_reply};
+use crate::api::{
+    CreateHow, Fallocate, FlushCallback, InodeId, NewAttr, NodeKind, RenameHow, SetAttr, XattrHow,
+};
+use crate::error::FsResult;
+
+type Name<'a> = (INodeNo, &'a OsStr);
+
+const O_DSYNC: i32 = rustix::fs::OFlags::DSYNC.bits() as i32;
+const O_SYNC: i32 = rustix::fs::OFlags::SYNC.bits() as i32;
+const O_TRUNC: i32 = rustix::fs::OFlags::TRUNC.bits() as i32;
+const KEEP_SIZE: i32 = 1;
+const PUNCH_HOLE: i32 = 2;
+const ZERO_RANGE: i32 = 0x10;
+const XATTR_CREATE: i32 = 1;
+const XATTR_REPLACE: i32 = 2;
+const S_IFMT: u32 = 0o170_000;
+
+/// A `setattr` request. With `HANDLE_KILLPRIV_V2` set-id bits are ours to clear: always with a
+/// new owner, with a new size unless the caller is privileged.
+pub(super) fn set_attr(
+    req: &Request,
+    (mode, uid, gid): (Option<u32>, Option<u32>, Option<u32>),
+    size: Option<u64>,
+    (atime, mtime): (Option<TimeOrNow>, Option<TimeOrNow>),
+    by_handle: bool,
+) -> SetAttr {
+    let owner = uid.is_some() || gid.is_some();
+    SetAttr {
+        mode: mode.map(|m| m & 0o7777),
+        uid,
+        gid,
+        size,
+        atime: set_time(atime),
+        mtime: set_time(mtime),
+        guard: None,
+        by_handle,
+        kill_suid: mode.is_none() && (owner || (size.is_some() && req.uid() != 0)),
+    }
+}
+
+fn new_attr((mode, umask): (u32, u32)) -> NewAttr {
+    NewAttr {
+        mode: mode & 0o7777,
+        umask,
+        ..NewAttr::default()
+    }
+}
+
+impl FuseDoor {
+    pub fn do_setattr(&self, req: &Request, ino: INodeNo, set: SetAttr, reply: ReplyAttr) {
+        let id = or_reply!(reply, self.id(ino));
+        let creds = creds(req);
+        let done = or_reply!(reply, self.fs.setattr(self.ctx(&creds), id, set));
+        reply.attr(&TTL, &file_attr(&done.value.after));
+    }
+
+    /// `open` with `O_TRUNC`.
+    pub fn truncate_open(&self, req: &Request, id: InodeId) -> FsResult<()> {
+        let creds = creds(req);
+        let set = set_attr(req, (None, None, None), Some(0), (None, None), true);
+        self.fs.setattr(self.ctx(&creds), id, set).map(|_| ())
+    }
+
+    pub fn do_mknod(
+        &self,
+        req: &Request,
+        (parent, name): Name<'_>,
+        mode: (u32, u32),
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let dir = or_reply!(reply, self.id(parent));
+        let rdev = unpack_rdev(rdev);
+        let kind = match mode.0 & S_IFMT {
+            0 | 0o100_000 => NodeKind::File,
+            0o010_000 => NodeKind::Fifo,
+            0o140_000 => NodeKind::Socket,
+            0o060_000 => NodeKind::Block(rdev),
+            0o020_000 => NodeKind::Char(rdev),
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let creds = creds(req);
+        let (ctx, attr) = (self.ctx(&creds), new_attr(mode));
+        let made = or_reply!(reply, self.fs.mknod(ctx, dir, name.as_bytes(), kind, attr));
+        self.reply_entry(&made.value.attr, reply);
+    }
+
+    pub fn do_mkdir(
+        &self,
+        req: &Request,
+        (parent, name): Name<'_>,
+        mode: (u32, u32),
+        reply: ReplyEntry,
+    ) {
+        let dir = or_reply!(reply, self.id(parent));
+        let creds = creds(req);
+        let (ctx, attr) = (self.ctx(&creds), new_attr(mode));
+        let made = or_reply!(reply, self.fs.mkdir(ctx, dir, name.as_bytes(), attr));
+        self.reply_entry(&made.value.attr, reply);
+    }
+
+    pub fn do_symlink(
+        &self,
+        req: &Request,
+        (parent, name): Name<'_>,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let dir = or_reply!(reply, self.id(parent));
+        let creds = creds(req);
+        let target = target.as_os_str().as_bytes();
+        let attr = NewAttr::default();
+        let ctx = self.ctx(&creds);
+        let made = or_reply!(
+            reply,
+            self.fs.symlink(ctx, dir, name.as_bytes(), target, attr)
+        );
+        self.reply_entry(&made.value.attr, reply);
+    }
+
+    pub fn do_create(
+        &self,
+        req: &Request,
+        (parent, name): Name<'_>,
+        mode: (u32, u32),
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let dir = or_reply!(reply, self.id(parent));
+        let creds = creds(req);
+        // The kernel asks only where it believes that the name is free; another door may have
+        // been quicker, and then `open` semantics hold.
+        let mut attr = new_attr(mode);
+        attr.size = (flags & O_TRUNC != 0).then_some(0);
+        let how = match flags & rustix::fs::OFlags::EXCL.bits() as i32 {
+            0 => CreateHow::Unchecked,
+            _ => CreateHow::Guarded,
+        };
+        let ctx = self.ctx(&creds);
+        let made = or_reply!(reply, self.fs.create(ctx, dir, name.as_bytes(), how, attr));
+        let attr = made.value.attr;
+        or_reply!(reply, self.handles.told(&attr));
+        let handle = FileHandle(self.handles.open());
+        let generation = Generation(attr.id.generation);
+        let open = Self::open_flags(flags);
+        reply.created(&TTL, &file_attr(&attr), generation, handle, open);
+    }
+
+    pub fn do_remove(&self, req: &Request, (parent, name): Name<'_>, dir: bool, reply: ReplyEmpty) {
+        let id = or_reply!(reply, self.id(parent));
+        let creds = creds(req);
+        let ctx = self.ctx(&creds);
+        or_reply!(
+            reply,
+            match dir {
+                true => self.fs.rmdir(ctx, id, name.as_bytes()),
+                false => self.fs.unlink(ctx, id, name.as_bytes()),
+            }
+        );
+        reply.ok();
+    }
+
+    pub fn do_rename(
+        &self,
+        req: &Request,
+        (parent, name): Name<'_>,
+        (newparent, newname): Name<'_>,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let from = (or_reply!(reply, self.id(parent)), name.as_bytes());
+        let to = (or_reply!(reply, self.id(newparent)), newname.as_bytes());
+        let how = match flags {
+            f if f.is_empty() => RenameHow::Replace,
+            RenameFlags::RENAME_NOREPLACE => RenameHow::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameHow::Exchange,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let creds = creds(req);
+        or_reply!(reply, self.fs.rename(self.ctx(&creds), from, to, how));
+        reply.ok();
+    }
+
+    pub fn do_link(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        (parent, name): Name<'_>,
+        reply: ReplyEntry,
+    ) {
+        let id = or_reply!(reply, self.id(ino));
+        let dir = or_reply!(reply, self.id(parent));
+        let creds = creds(req);
+        let linked = self.fs.link(self.ctx(&creds), id, dir, name.as_bytes());
+        let linked = or_reply!(reply, linked);
+        self.reply_entry(&linked.value.attr, reply);
+    }
+
+    pub fn do_write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        (offset, data): (u64, &[u8]),
+        (write_flags, flags): (WriteFlags, OpenFlags),
+        reply: ReplyWrite,
+    ) {
+        let id = or_reply!(reply, self.id(ino));
+        let mut creds = creds(req);
+        // The kernel says whether set-id bits go; unchecked credentials make the library do it,
+        // and root passes its other checks.
+        if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+            creds.kill = true;
+        }
+        let len = data.len() as u32;
+        // The one copy: the request's buffer is used again for the next.
+        let data = Bytes::copy_from_slice(data);
+        let done = or_reply!(reply, self.fs.write(self.ctx(&creds), id, offset, data));
+        let answer: FlushCallback = Box::new(move |r: FsResult<()>| match r {
+            Ok(()) => reply.written(len),
+            Err(e) => reply.error(errno(&e)),
+        });
+        match flags.0 {
+            f if f & O_SYNC == O_SYNC => self.fs.fsync_then(id, false, answer),
+            f if f & O_DSYNC != 0 => self.fs.flush_then(done.mark, answer),
+            _ => answer(Ok(())),
+        }
+    }
+
+    pub fn do_setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        (name, value): (&OsStr, &[u8]),
+        flags: i32,
+        reply: ReplyEmpty,
+    ) {
+        let id = or_reply!(reply, self.id(ino));
+        let how = match flags {
+            XATTR_CREATE => XattrHow::Create,
+            XATTR_REPLACE => XattrHow::Replace,
+            _ => XattrHow::Set,
+        };
+        let creds = creds(req);
+        let ctx = self.ctx(&creds);
+        or_reply!(
+            reply,
+            self.fs.set_xattr(ctx, id, name.as_bytes(), value, how)
+        );
+        reply.ok();
+    }
+
+    pub fn do_removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let id = or_reply!(reply, self.id(ino));
+        let creds = creds(req);
+        let ctx = self.ctx(&creds);
+        or_reply!(reply, self.fs.remove_xattr(ctx, id, name.as_bytes()));
+        reply.ok();
+    }
+
+    pub fn do_fallocate(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        (offset, len): (u64, u64),
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let id = or_reply!(reply, self.id(ino));
+        let how = match mode {
+            0 => Fallocate::Allocate,
+            KEEP_SIZE => Fallocate::AllocateKeepSize,
+            m if m == PUNCH_HOLE | KEEP_SIZE => Fallocate::PunchHole,
+            ZERO_RANGE => Fallocate::ZeroRange,
+            m if m == ZERO_RANGE | KEEP_SIZE => Fallocate::ZeroRangeKeepSize,
+            // Collapsing and inserting would move every later block's key.
+            _ => return reply.error(Errno::EOPNOTSUPP),
+        };
+        let creds = creds(req);
+        let ctx = self.ctx(&creds);
+        or_reply!(reply, self.fs.fallocate(ctx, id, offset, len, how));
+        reply.ok();
+    }
+}

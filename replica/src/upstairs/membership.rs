@@ -222,6 +222,7 @@ impl Upstairs {
             return self.mark_unusable(link, w.member, why);
         }
         self.peer_mut(link).unusable = None;
+        self.peer_mut(link).mixed = matches!(w.data, DataState::Mixed(_));
         if self.start_stream(now, link, w) {
             return;
         }

@@ -71,6 +71,8 @@ pub struct Peer {
     pub credit: u64,
     /// Its data cannot be counted; why.
     pub unusable: Option<&'static str>,
+    /// Its data is of several moments: between the begin and the end of a resync.
+    pub mixed: bool,
     /// Since when it refuses our generation.
     pub fenced: Option<Now>,
     /// When it was last asked to accept our claim while we serve.
@@ -101,6 +103,7 @@ impl Peer {
             sent_bytes: 0,
             credit: 0,
             unusable: None,
+            mixed: false,
             fenced: None,
             claimed: Now::default(),
             resync: None,
@@ -139,7 +142,7 @@ impl Peer {
     /// Its answers count for durability and it can serve reads, as far as it itself goes:
     /// membership is for [`super::membership`] to say.
     pub fn flows(&self) -> bool {
-        self.up && self.stream == Stream::On && self.resync.is_none() && self.unusable.is_none()
+        self.up && self.stream == Stream::On && !self.mixed && self.unusable.is_none()
     }
 
     /// State of its data, if it was heard.

@@ -30,6 +30,8 @@ pub struct Wanted {
 #[derive(Clone, Copy, Debug)]
 enum Reader {
     Caller(WaitId),
+    /// A job of the resync of this replica.
+    Copy(LinkId, u64),
     /// One block of a read that had to be split, since no replica has all of it well.
     Part(u64, usize),
 }
@@ -72,7 +74,7 @@ impl Reads {
             .chain(all.parked);
         let callers = wanted.filter_map(|w| match w.reader {
             Reader::Caller(wait) => Some(wait),
-            Reader::Part(..) => None,
+            Reader::Copy(..) | Reader::Part(..) => None,
         });
         callers
             .chain(all.splits.into_values().map(|s| s.wait))
@@ -88,6 +90,28 @@ impl Upstairs {
             return;
         }
         let reader = Reader::Caller(wait);
+        self.start_read(
+            now,
+            Wanted {
+                reader,
+                block,
+                count,
+                tried: Vec::new(),
+                since: now,
+            },
+        );
+    }
+
+    /// Reads blocks for the resync of another replica: from anybody in sync, verified, and
+    /// repaired where a copy is bad.
+    pub(super) fn read_for_copy(
+        &mut self,
+        now: Now,
+        (target, job): (LinkId, u64),
+        block: Block,
+        count: u32,
+    ) {
+        let reader = Reader::Copy(target, job);
         self.start_read(
             now,
             Wanted {
@@ -152,8 +176,13 @@ impl Upstairs {
             // Somebody may be back soon. Who was only slow may be asked again.
             wanted.tried.retain(|t| t.1);
             self.reads.parked.push(wanted);
-        } else if let (true, Reader::Caller(wait)) = (wanted.count > 1, wanted.reader) {
+        } else if let (true, true, Reader::Caller(wait)) =
+            (all_bad, wanted.count > 1, wanted.reader)
+        {
             self.split_read(now, wait, &wanted);
+        } else if !all_bad {
+            let why = "no replica in sync answers reads".to_owned();
+            self.answer_read(now, wanted.reader, Err(VolumeError::NotActive(why)));
         } else {
             let why = format!("{} replicas hold a bad copy", wanted.tried.len());
             let error = VolumeError::Unreadable {
@@ -194,6 +223,12 @@ impl Upstairs {
     fn answer_read(&mut self, now: Now, reader: Reader, result: Result<Bytes, VolumeError>) {
         let (id, index) = match reader {
             Reader::Caller(wait) => return self.complete(now, Effect::Read(wait, result)),
+            Reader::Copy(target, _) => {
+                if let Err(e) = result {
+                    self.resync_failed(target, e.to_string());
+                }
+                return;
+            }
             Reader::Part(id, index) => (id, index),
         };
         let Some(split) = self.reads.splits.get_mut(&id) else {
@@ -223,9 +258,7 @@ impl Upstairs {
         let id = frame.header.seq;
         let wanted = match self.reads.asked.get(&id) {
             Some(op) => Some((op.link, op.wanted.block, op.wanted.count)),
-            None => self
-                .copy_waiting(id)
-                .map(|(_, _, b, n)| (link, Block(b), n)),
+            None => None,
         };
         // A late answer to a read that was asked elsewhere meanwhile.
         let Some((asked, block, count)) = wanted else {
@@ -254,10 +287,13 @@ impl Upstairs {
     /// The result of [`Effect::Verify`].
     pub fn verified(&mut self, now: Now, v: Verify, good: bool) {
         let Some(op) = self.reads.asked.remove(&v.request) else {
-            return self.copy_verified(now, v, good);
+            return;
         };
         if good {
-            self.answer_read(now, op.wanted.reader, Ok(v.data.clone()));
+            match op.wanted.reader {
+                Reader::Copy(link, job) => self.copy_read(now, (link, job), op.seen, &v),
+                reader => self.answer_read(now, reader, Ok(v.data.clone())),
+            }
             for (bad, _) in op.wanted.tried.iter().filter(|t| t.1) {
                 self.repair(now, *bad, &op, &v);
             }

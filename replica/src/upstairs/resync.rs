@@ -19,7 +19,6 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use trivet_protocol::frame::{Kind, ReadMeta};
 use trivet_protocol::message::{DataState, Request, Tail};
 use trivet_protocol::{BLOCK_BYTES, Block, Checksum, MemberKind, Now, Seq};
 
@@ -86,8 +85,8 @@ struct Job {
     seen: Seq,
     source: Option<Vec<Checksum>>,
     target: Option<Vec<Checksum>>,
-    /// Reads from the source under way, by request number: first block, count, seen.
-    reads: BTreeMap<u64, (u64, u32, Seq)>,
+    /// Reads under way.
+    reads: usize,
 }
 
 impl Upstairs {
@@ -137,6 +136,7 @@ impl Upstairs {
             copied: 0,
         });
         // What follows in the stream comes after the jump.
+        peer.mixed = true;
         peer.stream = Stream::On;
         peer.sent = last;
         peer.sync_sent = Seq::ZERO;
@@ -316,63 +316,30 @@ impl Upstairs {
                 let zeros = Bytes::from(vec![0; n * BLOCK_BYTES]);
                 self.send_copy(now, link, Block(first), sums, &zeros);
             } else {
-                self.read_for_copy(link, id, first, n as u32);
+                if let Some(job) = self.resync_mut(link).and_then(|r| r.jobs.get_mut(&id)) {
+                    job.reads += 1;
+                }
+                self.read_for_copy(now, (link, id), Block(first), n as u32);
             }
         }
         self.job_progress(now, link, id);
     }
 
-    fn read_for_copy(&mut self, link: LinkId, job: u64, block: u64, count: u32) {
-        let (request, seen) = (self.next_request, self.history.last());
-        self.next_request += 1;
-        let Some(r) = self.resync_mut(link) else {
-            return;
-        };
-        let source = r.source;
-        if let Some(j) = r.jobs.get_mut(&job) {
-            j.reads.insert(request, (block, count, seen));
-        }
-        let header = self.header(Kind::Read, request);
-        self.send(source, header, ReadMeta { block, count }.encode());
-    }
-
-    /// The resync and job that wait for this read.
-    pub(super) fn copy_waiting(&self, request: u64) -> Option<(LinkId, u64, u64, u32)> {
-        self.links().find_map(|l| {
-            let r = self.peer(l).resync.as_ref()?;
-            r.jobs.iter().find_map(|(id, j)| {
-                let (block, count, _) = j.reads.get(&request)?;
-                Some((l, *id, *block, *count))
-            })
-        })
-    }
-
-    /// A read for a copy was verified, or was not good.
-    pub(super) fn copy_verified(&mut self, now: Now, v: Verify, good: bool) {
-        let Some((link, id, block, count)) = self.copy_waiting(v.request) else {
-            return;
-        };
-        if !good {
-            if let Some(member) = self.peer(v.link).member {
-                self.notice(Notice::BadCopy { member, block });
-            }
-            return self.resync_failed(link, "the source's copy is bad".into());
-        }
+    /// Blocks of a job were read from some replica in sync, and verified.
+    pub(super) fn copy_read(&mut self, now: Now, (link, id): (LinkId, u64), seen: Seq, v: &Verify) {
+        let (block, count) = (v.block, v.sums.len() as u32);
+        let overtaken = self.history.touched_since(seen, block.0, u64::from(count));
         let Some(job) = self.resync_mut(link).and_then(|r| r.jobs.get_mut(&id)) else {
             return;
         };
-        let Some((.., seen)) = job.reads.remove(&v.request) else {
-            return;
-        };
-        if self.history.touched_since(seen, block, u64::from(count)) {
-            self.read_for_copy(link, id, block, count);
-            return;
+        if overtaken {
+            return self.read_for_copy(now, (link, id), block, count);
         }
-        let bytes = v.data.len() as u64;
-        self.send_copy(now, link, Block(block), &v.sums, &v.data);
+        job.reads -= 1;
+        self.send_copy(now, link, block, &v.sums, &v.data);
         if let Some(r) = self.resync_mut(link) {
-            r.copied += bytes;
-            r.allowance = r.allowance.saturating_sub(bytes);
+            r.copied += v.data.len() as u64;
+            r.allowance = r.allowance.saturating_sub(v.data.len() as u64);
         }
         self.job_progress(now, link, id);
     }
@@ -381,7 +348,7 @@ impl Upstairs {
         let Some(r) = self.resync_mut(link) else {
             return;
         };
-        if r.jobs.get(&id).is_some_and(|j| j.reads.is_empty()) {
+        if r.jobs.get(&id).is_some_and(|j| j.reads == 0) {
             r.compared += r.jobs.remove(&id).map_or(0, |j| u64::from(j.count));
         }
         self.drive_resync(now, link);
@@ -392,6 +359,7 @@ impl Upstairs {
             return;
         };
         let peer = self.peer_mut(link);
+        peer.mixed = false;
         if let Some((_, w)) = &mut peer.welcome {
             w.data = DataState::Whole(Tail::Clean);
         }
@@ -417,7 +385,9 @@ impl Upstairs {
             })
             .collect();
         for target in targets {
-            self.peer_mut(target).resync = None;
+            let peer = self.peer_mut(target);
+            peer.resync = None;
+            peer.stream = Stream::Off;
             self.refuse_link(target, format!("resync given up: {why}"));
         }
     }

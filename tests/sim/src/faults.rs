@@ -15,7 +15,7 @@ impl World {
         let n = self.nodes.len() as u64;
         let node = self.rng.below(n) as usize;
         let up = self.rng.below(n) as usize;
-        match self.rng.below(22) {
+        match self.rng.below(25) {
             0 | 1 => self.crash_node(node),
             2 => self.kill_node(node),
             3 => self.pause_node(node),
@@ -65,6 +65,7 @@ impl World {
                     .backup
                     .get_or_insert((self.time, snapshot));
             }
+            18..=20 => self.late_claim(up),
             _ => self.harm(),
         }
     }
@@ -130,6 +131,29 @@ impl World {
                 self.cut[up][node][direction] = true;
                 self.after(nanos, Event::Heal(up, node, direction));
             }
+        }
+    }
+
+    /// Two try at once after the active one died, and the claim of the one arrives long after the
+    /// other's reign began, perhaps after it ended.
+    fn late_claim(&mut self, up: usize) {
+        let nanos = 500 * MS + self.rng.below(4_000 * MS);
+        self.say(|| format!("claims of up {up} arrive {} ms late", nanos / MS));
+        for i in 0..self.ups.len() {
+            self.stop_up(i);
+        }
+        // The last holder's lease runs out first.
+        let free = 2_100 * MS;
+        self.late_claims = Some((up, self.time + free + 400 * MS, nanos));
+        self.at(self.time + free, Event::Promote(up));
+        let other = (up + 1) % self.ups.len();
+        let gap = free + self.rng.below(200 * MS);
+        self.after(gap, Event::Promote(other));
+        if self.rng.one_in(2) {
+            // The other one dies later on, and its lease runs out.
+            let inc = self.ups[other].incarnation + 1;
+            let nanos = gap + 300 * MS + self.rng.below(2_000 * MS);
+            self.after(nanos, Event::Gone(other, inc));
         }
     }
 

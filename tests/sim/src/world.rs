@@ -168,6 +168,8 @@ pub struct World {
     next_conn: u64,
     /// cut[up][node][direction]: messages vanish.
     pub cut: Vec<Vec<[bool; 2]>>,
+    /// Claims of this upstairs are held up on their way, until when and for how long.
+    pub late_claims: Option<(usize, u64, u64)>,
     /// The one node whose data may be harmed for good in this world.
     pub victim: usize,
     pub harmed: bool,
@@ -238,6 +240,7 @@ impl World {
             conns: BTreeMap::new(),
             next_conn: 1,
             cut: vec![vec![[false; 2]; n]; n],
+            late_claims: None,
             victim,
             harmed: false,
             gone_for_good: false,
@@ -618,7 +621,13 @@ impl World {
             0 => self.rng.below(30 * MS),
             _ => 20_000 + self.rng.below(300_000),
         };
-        let at = c.last[direction].max(self.time + delay) + 1;
+        let held_up = match self.late_claims {
+            Some((up, until, nanos)) if up == c.up && self.time < until && is_claim(&frame) => {
+                nanos
+            }
+            _ => 0,
+        };
+        let at = c.last[direction].max(self.time + delay + held_up) + 1;
         c.last[direction] = at;
         let event = if direction == 0 {
             Event::ToMember(id, frame)
@@ -1196,6 +1205,11 @@ impl World {
             trace: self.hash,
         })
     }
+}
+
+fn is_claim(frame: &Frame) -> bool {
+    use trivet_protocol::message::{Request, decode};
+    frame.header.kind == Kind::Request && matches!(decode(&frame.meta), Ok(Request::Claim { .. }))
 }
 
 fn content_of(tag: Tag) -> impl Iterator<Item = u8> {

@@ -256,10 +256,8 @@ impl Upstairs {
 
     pub(super) fn on_read_ok(&mut self, link: LinkId, frame: Frame) {
         let id = frame.header.seq;
-        let wanted = match self.reads.asked.get(&id) {
-            Some(op) => Some((op.link, op.wanted.block, op.wanted.count)),
-            None => None,
-        };
+        let wanted = self.reads.asked.get(&id);
+        let wanted = wanted.map(|op| (op.link, op.wanted.block, op.wanted.count));
         // A late answer to a read that was asked elsewhere meanwhile.
         let Some((asked, block, count)) = wanted else {
             return;

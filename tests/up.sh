@@ -38,7 +38,7 @@ mkdir "$mnt/tree"
 tar -C "$(dirname "$0")/.." -cf - --exclude=./target --exclude=./var --exclude=./.git \
   --exclude=./fuzz/target . | tee "$work/tree.tar" | tar -C "$mnt/tree" -xf -
 qemu-img create -q -f qcow2 "$mnt/disk.qcow2" 1G
-qemu-io -q -f qcow2 -c "write -P 0x5a 0 8M" -c "write -P 0xa5 512M 64k" -c flush "$mnt/disk.qcow2"
+qemu-io -f qcow2 -c "write -P 0x5a 0 8M" -c "write -P 0xa5 512M 64k" -c flush "$mnt/disk.qcow2" >"$work/qemu-io"
 qemu-img convert -O raw "$mnt/disk.qcow2" "$mnt/disk.raw"
 [ "$(stat -c %s "$mnt/disk.raw")" = $((1 << 30)) ]
 [ "$(du -m "$mnt/disk.raw" | cut -f1)" -lt 64 ] || { say "holes were stored"; exit 1; }
@@ -63,7 +63,7 @@ diff -r "$work/again" "$mnt/tree"
 cmp "$work/tree.tar" "$mnt/over-nfs"
 qemu-img check -q "$mnt/disk.qcow2"
 qemu-img compare -q "$mnt/disk.qcow2" "$mnt/disk.raw"
-qemu-io -q -f qcow2 -c "read -P 0x5a 0 8M" -c "read -P 0xa5 512M 64k" "$mnt/disk.qcow2"
+qemu-io -f qcow2 -c "read -P 0x5a 0 8M" -c "read -P 0xa5 512M 64k" "$mnt/disk.qcow2" >"$work/qemu-io"
 say "all of it is there"
 
 kill "$pid"

@@ -63,7 +63,8 @@ pub fn init(args: &LoggingArgs) -> Result<(), CliError> {
 fn default_level(args: &LoggingArgs) -> &'static str {
     match (args.quiet, args.verbose) {
         (true, _) => "error",
-        (false, 0) => "warn",
+        // fuser warns of each call that it does not carry; programs ask and do without.
+        (false, 0) => "warn,fuser=error",
         (false, 1) => "info",
         (false, 2) => "debug",
         (false, _) => "trace",

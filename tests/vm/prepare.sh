@@ -17,7 +17,10 @@ if [ ${#need[@]} -gt 0 ]; then
   apt-get -qq update; apt-get -qq install -y --no-install-recommends "${need[@]}" >/dev/null
 fi
 mkdir -p "$D"; cd "$D"
-img=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/{print $2; exit}'); K=${img#linux-image-}
+kernel() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image/{print $2; exit}'; }
+img=$(kernel); [ -n "$img" ] || { apt-get -qq update; img=$(kernel); }
+[ -n "$img" ] || { echo "no package linux-image-cloud-amd64 here: this test takes Debian's kernel" >&2; exit 1; }
+K=${img#linux-image-}
 if [ ! -e "kernel-$K" ]; then
   rm -rf deb; mkdir deb; (cd deb; apt-get -qq -o APT::Sandbox::User=root download "$img"; dpkg -x linux-image-*.deb tree)
   /sbin/depmod -b deb/tree "$K" 2>/dev/null || true

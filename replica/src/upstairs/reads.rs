@@ -359,7 +359,7 @@ impl Upstairs {
         sums: &[Checksum],
         data: &Bytes,
     ) {
-        self.pump(now, to);
+        self.pump(to);
         let entry = copy_entry(block, sums, data);
         let mut header = self.header(Kind::Copy, self.last().0);
         header.generation = self.generation;

@@ -355,13 +355,12 @@ fn durable_of_a_history_that_lost_is_counted() {
     w.tick(1000);
     assert!(w.up.is_active());
     assert_eq!(w.up.last(), Seq(9));
-    w.fakes[1].syncs = false;
-    w.fakes[2].syncs = false;
-    w.fakes[0].syncs = false;
-    // n0 comes back, is cut to 9 and has nothing of what is written from here on.
+    // n0 comes back, is cut to 9, and joins; from here on nobody syncs.
     w.connect(0);
     assert_eq!(w.fakes[0].durable, Seq(9));
     w.tick(50);
+    assert_eq!(w.up.record().unwrap().in_sync.len(), 3);
+    (0..3).for_each(|i| w.fakes[i].syncs = false);
     let durable = |w: &World| {
         let s = w.up.status(w.now);
         s.members.iter().find(|m| m.id == id(0)).unwrap().durable

@@ -18,7 +18,10 @@ use trivet_protocol::{
     NullRecorder, Position, Record, RecordVersion, Seq, VolumeId,
 };
 
-const G: Generation = Generation { number: 1, claim: 9 };
+const G: Generation = Generation {
+    number: 1,
+    claim: 9,
+};
 
 fn volume() -> VolumeId {
     VolumeId::from_bytes([7; 16])
@@ -94,7 +97,10 @@ fn hello(r: &mut Replica, conn: u64) {
         member: None,
         node: "u".into(),
     };
-    assert!(matches!(ask(r, conn, Generation::NONE, &h), Reply::Welcome(_)));
+    assert!(matches!(
+        ask(r, conn, Generation::NONE, &h),
+        Reply::Welcome(_)
+    ));
 }
 
 fn claim(r: &mut Replica, conn: u64, g: Generation) -> Reply {
@@ -169,7 +175,10 @@ fn a_claim_refused_for_want_of_space_is_granted_the_second_time_without_being_st
     let mut r = replica(&disk);
     hello(&mut r, 1);
     disk.fail_full("head");
-    assert!(matches!(claim(&mut r, 1, G), Reply::Refused(Refusal::NoSpace(_))));
+    assert!(matches!(
+        claim(&mut r, 1, G),
+        Reply::Refused(Refusal::NoSpace(_))
+    ));
     let second = claim(&mut r, 1, G);
     drop(r);
     disk.crash(1);
@@ -188,7 +197,10 @@ fn a_record_refused_for_want_of_space_is_confirmed_the_second_time_without_being
     hello(&mut r, 1);
     assert!(matches!(claim(&mut r, 1, G), Reply::Granted(_)));
     let mut rec = record();
-    rec.version = RecordVersion { generation: 1, number: 0 };
+    rec.version = RecordVersion {
+        generation: 1,
+        number: 0,
+    };
     disk.fail_full("head");
     let put = Request::PutRecord(rec.clone());
     assert!(matches!(ask(&mut r, 1, G, &put), Reply::Refused(_)));
@@ -197,7 +209,11 @@ fn a_record_refused_for_want_of_space_is_confirmed_the_second_time_without_being
     disk.crash(1);
     let r = open(&disk);
     if matches!(second, Reply::Recorded(_)) {
-        assert_eq!(r.member().state().record.version, rec.version, "confirmed, not there");
+        assert_eq!(
+            r.member().state().record.version,
+            rec.version,
+            "confirmed, not there"
+        );
     }
 }
 
@@ -230,9 +246,16 @@ fn a_read_behind_a_refused_append_is_answered_with_what_was_before() {
     send(&mut r, 1, data_frame(Kind::Append, 1, 5, 0x11));
     disk.fail_full("e/");
     let refused = replies(&send(&mut r, 1, long_frame(Kind::Append, 2, 64, 16, 0x33)));
-    assert!(matches!(refused[..], [Reply::Refused(Refusal::NoSpace(_))]), "{refused:?}");
+    assert!(
+        matches!(refused[..], [Reply::Refused(Refusal::NoSpace(_))]),
+        "{refused:?}"
+    );
     let mut frame = Frame::bare(Kind::Read, G, 50);
-    frame.meta = ReadMeta { block: 64, count: 1 }.encode();
+    frame.meta = ReadMeta {
+        block: 64,
+        count: 1,
+    }
+    .encode();
     for o in send(&mut r, 1, frame) {
         if let Out::Read(conn, id, job) = o {
             let (result, mut out) = (job.run(), vec![]);

@@ -27,7 +27,10 @@ fn volume() -> VolumeId {
 
 fn record(n: u8, set: &[u8]) -> Record {
     Record {
-        version: RecordVersion { generation: 1, number: 0 },
+        version: RecordVersion {
+            generation: 1,
+            number: 0,
+        },
         volume: volume(),
         blocks: 1000,
         members: (0..n)
@@ -158,7 +161,11 @@ impl World {
     fn durable(&mut self, i: usize, upto: u64) {
         let mut header = Header::new(Kind::Durable, self.fakes[i].promise, upto);
         header.aux = 1 << 40;
-        let frame = Frame { header, meta: Bytes::new(), data: vec![] };
+        let frame = Frame {
+            header,
+            meta: Bytes::new(),
+            data: vec![],
+        };
         self.up.frame(self.now, LinkId(i as u32), frame);
     }
 
@@ -191,7 +198,10 @@ impl World {
             held_for: Millis(0),
             data: f.data,
             table: f.table.clone(),
-            durable: Position { generation: f.table.end().generation, seq: f.durable },
+            durable: Position {
+                generation: f.table.end().generation,
+                seq: f.durable,
+            },
             checkpointed: Seq(0),
             log_first: Seq(1),
             opens: 1,
@@ -228,7 +238,10 @@ impl World {
                     }
                     Request::Hello { .. } | Request::Status => Reply::Welcome(Self::welcome(f)),
                     Request::Renew if f.fenced.is_some() => Reply::Refused(Refusal::Fenced {
-                        promise: Generation { number: f.fenced.unwrap(), claim: 1 },
+                        promise: Generation {
+                            number: f.fenced.unwrap(),
+                            claim: 1,
+                        },
                         holder: "other".into(),
                     }),
                     Request::HandBack if f.foreign => {
@@ -236,8 +249,14 @@ impl World {
                         let end = f.table.end().seq.0;
                         (end + 1..end + 4).for_each(|s| assert!(f.table.extend(70, Seq(s))));
                         f.durable = f.table.end().seq;
-                        f.promise = Generation { number: 70, claim: 1 };
-                        f.record.version = RecordVersion { generation: 70, number: 0 };
+                        f.promise = Generation {
+                            number: 70,
+                            claim: 1,
+                        };
+                        f.record.version = RecordVersion {
+                            generation: 70,
+                            number: 0,
+                        };
                         Reply::Done
                     }
                     Request::Claim { .. } => {
@@ -266,7 +285,10 @@ impl World {
                         Reply::Done
                     }
                     Request::HandBack => Reply::Done,
-                    Request::Changed { .. } => Reply::Changed { ranges: vec![], next: None },
+                    Request::Changed { .. } => Reply::Changed {
+                        ranges: vec![],
+                        next: None,
+                    },
                     _ => return,
                 };
                 self.reply(i, frame.header.seq, &reply);
@@ -290,14 +312,21 @@ impl World {
 /// A member that was removed and still runs answers every question with Removed.
 #[test]
 fn a_removed_member_that_still_answers_keeps_the_volume_from_activating() {
-    let mut w = World::new(&record(3, &[0, 1, 2]), &[&[(1, 9)], &[(1, 9)], &[(1, 9)], &[]]);
+    let mut w = World::new(
+        &record(3, &[0, 1, 2]),
+        &[&[(1, 9)], &[(1, 9)], &[(1, 9)], &[]],
+    );
     w.fakes[3].removed = true;
     for i in [3, 0, 1, 2] {
         w.connect(i);
     }
     w.activate();
     w.tick(500);
-    assert!(w.up.is_active(), "{} hellos to the removed one", w.fakes[3].seen.len());
+    assert!(
+        w.up.is_active(),
+        "{} hellos to the removed one",
+        w.fakes[3].seen.len()
+    );
 }
 
 /// The answer to a listing that an earlier resync of the same replica had asked for.
@@ -314,13 +343,23 @@ fn a_listing_of_an_earlier_resync_is_taken_for_the_present_ones() {
     w.tick(300);
     // The source works on the second page when the target's connection breaks and comes back.
     let page = |f: &Fake| {
-        let last = f.kept.iter().rposition(|k| matches!(k.1, Request::Changed { .. }));
+        let last = f
+            .kept
+            .iter()
+            .rposition(|k| matches!(k.1, Request::Changed { .. }));
         last.map(|l| f.kept[l].0)
     };
     let source = (0..2).find(|i| page(&w.fakes[*i]).is_some()).unwrap();
     let first = page(&w.fakes[source]).unwrap();
     let ranges = vec![];
-    w.reply(source, first, &Reply::Changed { ranges, next: Some(500) });
+    w.reply(
+        source,
+        first,
+        &Reply::Changed {
+            ranges,
+            next: Some(500),
+        },
+    );
     w.pass();
     let second = page(&w.fakes[source]).unwrap();
     assert_ne!(first, second);
@@ -331,11 +370,24 @@ fn a_listing_of_an_earlier_resync_is_taken_for_the_present_ones() {
     assert_ne!(second, third, "listed anew from the beginning");
     // Now the answer to the old question comes (pages from 500 on: nothing), and only then, after
     // the target has listed too, the one to the new question.
-    w.reply(source, second, &Reply::Changed { ranges: vec![], next: None });
+    w.reply(
+        source,
+        second,
+        &Reply::Changed {
+            ranges: vec![],
+            next: None,
+        },
+    );
     w.pass();
     w.tick(50);
-    let finished = w.fakes[2].seen.iter().any(|r| matches!(r, Request::FinishResync));
-    assert!(!finished, "finished although blocks 0 to 500 were never listed");
+    let finished = w.fakes[2]
+        .seen
+        .iter()
+        .any(|r| matches!(r, Request::FinishResync));
+    assert!(
+        !finished,
+        "finished although blocks 0 to 500 were never listed"
+    );
 }
 
 /// What a replica had made durable of a history that then lost must not count for the one that
@@ -399,7 +451,9 @@ fn a_new_reign_goes_on_after_somebody_else_has_served_and_written() {
     assert!(
         !(w.up.is_active() && w.up.generation().number > reign && w.up.last() > before),
         "serves on in generation {} with {} operations, {} of which somebody else wrote",
-        w.up.generation().number, w.up.last(), w.up.last().0 - before.0
+        w.up.generation().number,
+        w.up.last(),
+        w.up.last().0 - before.0
     );
 }
 
@@ -425,7 +479,12 @@ fn a_new_reign_waits_for_a_commit_that_needs_the_fenced_replica() {
     let data = Bytes::from(vec![1; BLOCK_BYTES]);
     let batch = Arc::new(Prepared::new(volume(), Batch::write(Block(3), data)));
     let s = w.up.submit(w.now, &batch);
-    assert!(matches!(s, Submitted::At(_)), "{s:?} after 9 s; commit {} of {}", w.up.commit(), w.up.last());
+    assert!(
+        matches!(s, Submitted::At(_)),
+        "{s:?} after 9 s; commit {} of {}",
+        w.up.commit(),
+        w.up.last()
+    );
 }
 
 /// A replica of the set whose connection works and which refuses every append (a full pool).
@@ -468,7 +527,10 @@ fn refuses(flaps: bool) {
         w.submit();
     }
     let set = &w.up.record().unwrap().in_sync;
-    assert!(!set.contains(&id(2)), "no progress for 9 s and still in the set");
+    assert!(
+        !set.contains(&id(2)),
+        "no progress for 9 s and still in the set"
+    );
 }
 
 /// A connection to somebody who has no part in the volume flaps; the record is being stored.
@@ -484,7 +546,10 @@ fn a_record_that_is_stored_slowly_is_settled() {
 }
 
 fn settle_slowly(flaps: bool) {
-    let mut w = World::new(&record(3, &[0, 1, 2]), &[&[(1, 9)], &[(1, 9)], &[(1, 9)], &[]]);
+    let mut w = World::new(
+        &record(3, &[0, 1, 2]),
+        &[&[(1, 9)], &[(1, 9)], &[(1, 9)], &[]],
+    );
     w.fakes[3].silent = |_| true;
     for i in 0..3 {
         w.fakes[i].silent = |r| matches!(r, Request::PutRecord(_));
@@ -495,7 +560,11 @@ fn settle_slowly(flaps: bool) {
     // Members take 150 ms to store a record; the stranger is there every 100 ms.
     for _ in 0..40 {
         let kept: Vec<(usize, (u64, Request))> = (0..3)
-            .flat_map(|i| std::mem::take(&mut w.fakes[i].kept).into_iter().map(move |k| (i, k)))
+            .flat_map(|i| {
+                std::mem::take(&mut w.fakes[i].kept)
+                    .into_iter()
+                    .map(move |k| (i, k))
+            })
             .collect();
         if flaps {
             w.connect(3);

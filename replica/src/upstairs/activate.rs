@@ -24,6 +24,7 @@ use trivet_protocol::{
 };
 
 use super::history::History;
+use super::membership::ROLLED_BACK;
 use super::peer::Stream;
 use super::{ActivateError, ActivateOptions, Ask, Effect, LinkId, Notice, Phase, Upstairs};
 
@@ -211,7 +212,7 @@ impl Upstairs {
         else {
             return;
         };
-        let ids = voters(record, heard.iter().map(|(_, w)| *w));
+        let ids = self.voters(record, heard.iter().map(|(_, w)| *w));
         let good: BTreeSet<_> = heard
             .iter()
             .filter(|(_, w)| self.countable(record, w))
@@ -263,6 +264,20 @@ impl Upstairs {
             && record
                 .member(w.member)
                 .is_some_and(|m| self.unusable(m, w).is_none())
+    }
+
+    /// Whose votes count: members that do not show less than the record knows of. One that does
+    /// was rolled back, its promises and its record with it (design section 5).
+    fn voters<'a>(
+        &self,
+        record: &Record,
+        heard: impl Iterator<Item = &'a Welcome>,
+    ) -> BTreeSet<MemberId> {
+        let votes = |w: &&Welcome| {
+            let info = record.member(w.member);
+            info.is_some_and(|m| self.unusable(m, w) != Some(ROLLED_BACK))
+        };
+        heard.filter(votes).map(|w| w.member).collect()
     }
 
     // ---- claiming ----
@@ -369,7 +384,7 @@ impl Upstairs {
             return;
         };
         let record = record.clone();
-        let ids = voters(&record, granted.iter().map(|(_, w)| w));
+        let ids = self.voters(&record, granted.iter().map(|(_, w)| w));
         let good: Vec<_> = granted
             .iter()
             .filter(|(_, w)| self.countable(&record, w))
@@ -770,14 +785,4 @@ impl Upstairs {
             lines.join("; ")
         )
     }
-}
-
-/// Whose votes count: members that do not show fewer openings than the record knows of. One that
-/// does was rolled back, its promises with it (design section 5).
-fn voters<'a>(record: &Record, heard: impl Iterator<Item = &'a Welcome>) -> BTreeSet<MemberId> {
-    let votes = |w: &&Welcome| {
-        record.member(w.member).is_some_and(|m| w.opens >= m.opens)
-            || breaks::on(Break::RolledBackCounts)
-    };
-    heard.filter(votes).map(|w| w.member).collect()
 }

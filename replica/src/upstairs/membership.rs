@@ -15,7 +15,7 @@ use trivet_protocol::{MemberId, MemberInfo, MemberKind, Now, Record, RecordVersi
 use super::{Ask, LinkId, Notice, Phase, Upstairs};
 
 /// Said of a replica that was restored from a backup or a snapshot.
-const ROLLED_BACK: &str = "it was rolled back: it shows less than it had made durable";
+pub(super) const ROLLED_BACK: &str = "it was rolled back: it shows less than it had made durable";
 
 /// A record that was sent and is not settled yet.
 #[derive(Debug)]

@@ -109,7 +109,13 @@ impl Upstairs {
         }
         let common = match w.data {
             DataState::Mixed(common) => common,
-            DataState::Whole(_) => self.history.table().common(&w.table).unwrap_or(Seq::ZERO),
+            // What is above the commit position may still be cut off.
+            DataState::Whole(_) => self
+                .history
+                .table()
+                .common(&w.table)
+                .unwrap_or(Seq::ZERO)
+                .min(self.commit),
             DataState::Damaged => Seq::ZERO,
             DataState::None => return,
         };
@@ -312,7 +318,7 @@ impl Upstairs {
             let unwritten = sums.iter().all(Checksum::is_unwritten);
             if unwritten && !self.history.touched_since(seen, first, n as u64) {
                 let zeros = Bytes::from(vec![0; n * BLOCK_BYTES]);
-                self.send_copy(now, link, Block(first), sums, &zeros);
+                self.send_copy(link, Block(first), sums, &zeros);
             } else {
                 if let Some(job) = self.resync_mut(link).and_then(|r| r.jobs.get_mut(&id)) {
                     job.reads += 1;
@@ -334,7 +340,7 @@ impl Upstairs {
             return self.read_for_copy(now, (link, id), block, count);
         }
         job.reads -= 1;
-        self.send_copy(now, link, block, &v.sums, &v.data);
+        self.send_copy(link, block, &v.sums, &v.data);
         if let Some(r) = self.resync_mut(link) {
             r.copied += v.data.len() as u64;
             r.allowance = r.allowance.saturating_sub(v.data.len() as u64);

@@ -344,7 +344,6 @@ impl Upstairs {
         if !breaks::on(Break::PositionsFromAsk) || peer.welcome.is_none() {
             peer.welcome = Some((sent, w.clone()));
         }
-        peer.progress = now;
         match &self.phase {
             Phase::Active => self.integrate(now, link, &w),
             Phase::Activating(a) if matches!(a.step, Step::Settling { .. }) => {

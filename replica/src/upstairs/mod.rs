@@ -685,7 +685,7 @@ impl Upstairs {
             Reply::Recorded(version) => self.on_recorded(now, link, version),
             Reply::Fetched { .. } => self.on_fetched(now, link),
             Reply::Done => match asked.what {
-                Ask::Cut => self.on_cut(now, link),
+                Ask::Cut => self.on_cut(link),
                 Ask::BeginResync => self.on_resync_begun(now, link),
                 Ask::FinishResync => self.on_resync_finished(now, link),
                 _ => {}

@@ -374,7 +374,7 @@ impl Upstairs {
                 copied_bytes: r.copied,
             });
         }
-        self.force_sync(now, link);
+        self.force_sync(link);
         self.consider_join(now, link);
     }
 

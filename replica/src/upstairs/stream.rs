@@ -45,13 +45,13 @@ impl Upstairs {
     pub(super) fn request_sync(&mut self, now: Now) {
         self.last_sync = now;
         for link in self.links() {
-            self.sync_peer(now, link);
+            self.sync_peer(link);
         }
     }
 
     /// One sync at a time and replica: what comes meanwhile shares the next one, which is asked
     /// for when this one is answered. So a batch costs each side one message, however many wait.
-    pub(super) fn sync_peer(&mut self, now: Now, link: LinkId) {
+    pub(super) fn sync_peer(&mut self, link: LinkId) {
         let peer = self.peer_mut(link);
         if peer.stream != Stream::On || !peer.up || peer.sent <= peer.sync_sent {
             return;
@@ -60,7 +60,6 @@ impl Upstairs {
             peer.sync_wanted = true;
             return;
         }
-        peer.progress = now;
         self.send_sync(link);
     }
 
@@ -105,7 +104,7 @@ impl Upstairs {
             peer.progress = now;
         }
         if self.peer(link).sync_wanted {
-            self.sync_peer(now, link);
+            self.sync_peer(link);
         }
         self.advance(now);
         self.leveled(now);
@@ -206,33 +205,32 @@ impl Upstairs {
         peer.durable = peer.durable.max(durable);
         peer.credit = w.credit;
         peer.sent_bytes = 0;
-        peer.progress = now;
         if end > common {
             peer.stream = Stream::Cutting(common);
             self.ask(now, link, Ask::Cut, &Request::Cut(common));
         } else {
             peer.stream = Stream::On;
             self.pump(link);
-            self.force_sync(now, link);
+            self.force_sync(link);
         }
         true
     }
 
-    pub(super) fn on_cut(&mut self, now: Now, link: LinkId) {
+    pub(super) fn on_cut(&mut self, link: LinkId) {
         if let Stream::Cutting(_) = self.peer(link).stream {
             self.peer_mut(link).stream = Stream::On;
             self.pump(link);
-            self.force_sync(now, link);
+            self.force_sync(link);
         }
     }
 
     /// A sync even where nothing was sent: what a replica has in its log from before this
     /// connection may not be durable yet.
-    pub(super) fn force_sync(&mut self, now: Now, link: LinkId) {
+    pub(super) fn force_sync(&mut self, link: LinkId) {
         let upto = self.peer(link).sent;
         self.peer_mut(link).sync_sent = Seq::ZERO;
         if upto > Seq::ZERO {
-            self.sync_peer(now, link);
+            self.sync_peer(link);
         }
     }
 }

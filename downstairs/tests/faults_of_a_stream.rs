@@ -1,5 +1,6 @@
-//! Findings of the review, each as a test that FAILS while the bug is there.
-//! `cargo test -p trivet-downstairs --features sim --test review`
+//! What a member must not do with frames that come late, behind a refusal, or twice: each test
+//! tells the story of its bug and fails while that is there.
+//! `cargo test -p trivet-downstairs --features sim --test faults_of_a_stream`
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 #![cfg(feature = "sim")]
 
@@ -163,7 +164,13 @@ fn a_cut_of_an_earlier_connection_takes_back_what_was_reported_durable() {
     r.sync_done(job, done, &mut out);
     assert!(out.iter().any(|o| matches!(o, Out::Send(ConnId(2), f)
         if f.header.kind == Kind::Durable && f.header.seq == 1)));
-    ask(&mut r, 1, G, &Request::Cut(Seq::ZERO));
+    let cut = Frame {
+        header: Header::new(Kind::Request, G, 78),
+        meta: message::encode(&Request::Cut(Seq::ZERO)),
+        data: vec![],
+    };
+    // Nobody waits for an answer on a connection of the past.
+    assert!(send(&mut r, 1, cut).is_empty());
     assert_eq!(r.store().unwrap().end().seq, Seq(1), "durable, and cut off");
 }
 

@@ -1,0 +1,364 @@
+//! Reads and control requests.
+
+use super::*;
+
+impl Replica {
+    pub(super) fn read_asked(
+        &mut self,
+        conn: ConnId,
+        frame: &Frame,
+        out: &mut Vec<Out>,
+    ) -> Result<(), Refusal> {
+        let id = frame.header.seq;
+        let planned = self.plan_read(frame);
+        match planned {
+            Ok(job) => out.push(Out::Read(conn, id, job)),
+            Err(refusal) => self.reply(conn, id, &Reply::Refused(refusal), out),
+        }
+        Ok(())
+    }
+
+    pub(super) fn plan_read(&mut self, frame: &Frame) -> Result<ReadJob, Refusal> {
+        self.member.check(frame.header.generation)?;
+        let bad = || Refusal::BadRequest("a read of no, or of too many blocks".into());
+        let r = ReadMeta::decode(&frame.meta).ok_or_else(bad)?;
+        if r.count == 0 || r.count > MAX_READ_BLOCKS {
+            return Err(bad());
+        }
+        let store = self.store_mut()?;
+        if store.mixed().is_some() || store.damaged() {
+            return Err(Refusal::Unusable("its data is not of one moment".into()));
+        }
+        store.begin_read(Block(r.block), r.count).map_err(refusal)
+    }
+
+    /// A read was run; one that the log overtook meanwhile is run again here, under the lock.
+    pub fn read_done(
+        &mut self,
+        conn: ConnId,
+        id: u64,
+        job: &ReadJob,
+        result: Result<crate::store::Blocks>,
+        out: &mut Vec<Out>,
+    ) {
+        let Some(store) = self.store() else { return };
+        let result = if store.still_valid(job) && result.is_ok() {
+            result
+        } else {
+            // Planned anew: what it looked for has moved.
+            let (block, count) = job.asked();
+            store.read(block, count)
+        };
+        match result {
+            Ok(blocks) => {
+                let mut sums = BytesMut::with_capacity(blocks.sums.len() * 16);
+                blocks.sums.iter().for_each(|s| sums.put_slice(&s.0));
+                let header = Header::new(Kind::ReadOk, self.member.state().promise, id);
+                let data = vec![Bytes::from(blocks.data)];
+                out.push(Out::Send(
+                    conn,
+                    Frame {
+                        header,
+                        meta: sums.freeze(),
+                        data,
+                    },
+                ));
+            }
+            Err(e) => self.reply(conn, id, &Reply::Refused(refusal(e)), out),
+        }
+    }
+
+    pub(super) fn request(&mut self, now: Now, conn: ConnId, frame: &Frame, out: &mut Vec<Out>) {
+        let id = frame.header.seq;
+        let request = match message::decode::<Request>(&frame.meta) {
+            Ok(request) => request,
+            Err(why) => return out.push(Out::Close(conn, why)),
+        };
+        let greeted = self.conns.get(&conn).is_some_and(|c| c.hello);
+        if !greeted && !matches!(request, Request::Hello { .. }) {
+            return out.push(Out::Close(conn, "it did not say hello first".into()));
+        }
+        let header = &frame.header;
+        let reply = self.answer(now, conn, header, request, out);
+        let reply = reply.unwrap_or_else(Reply::Refused);
+        self.reply(conn, id, &reply, out);
+    }
+
+    pub(super) fn answer(
+        &mut self,
+        now: Now,
+        conn: ConnId,
+        header: &Header,
+        request: Request,
+        out: &mut Vec<Out>,
+    ) -> Result<Reply, Refusal> {
+        let (id, g, positions) = (header.seq, header.generation, (header.commit, header.trim));
+        match request {
+            Request::Hello { volume, member, .. } => self.hello(now, conn, volume, member),
+            Request::Status => self.welcome(now, conn).map(Reply::Welcome),
+            Request::Claim { node } => {
+                self.usable()?;
+                let keep = self.member.claim(now, g, &node)?;
+                self.keep(keep)?;
+                self.drop_fenced();
+                self.recorder.count("downstairs.claims", 1);
+                self.welcome(now, conn).map(Reply::Granted)
+            }
+            Request::Renew => {
+                self.member.renew(now, g)?;
+                self.heed_positions(conn, g, positions);
+                Ok(Reply::Renewed)
+            }
+            Request::PutRecord(record) => {
+                let (blocks, in_set) = (record.blocks, record.in_sync.contains(&self.id()));
+                let (version, keep) = self.member.put_record(now, g, record)?;
+                self.keep(keep)?;
+                let in_line = self.conns.get(&conn).is_some_and(|c| c.generation == g);
+                if let Keeper::Region(store) = &mut self.keeper {
+                    store.grow(blocks).map_err(refusal)?;
+                    if in_set && in_line {
+                        // Whoever counts us, with this stream, knows where our log ends.
+                        store.settle_tail().map_err(refusal)?;
+                    }
+                }
+                Ok(Reply::Recorded(version))
+            }
+            Request::HandBack => {
+                let keep = self.member.hand_back(g)?;
+                self.keep(keep)?;
+                Ok(Reply::Done)
+            }
+            Request::Cut(to) => {
+                self.member.check(g)?;
+                let store = self.store_mut()?;
+                store.cut(to).map_err(refusal)?;
+                if store.mixed().is_some() {
+                    let why = "blocks that a resync had copied went with the cut";
+                    return Err(Refusal::Unusable(why.into()));
+                }
+                Ok(Reply::Done)
+            }
+            Request::Fetch { from, max_bytes } => {
+                self.member.check(g)?;
+                self.fetch(conn, id, from, max_bytes, out)
+            }
+            Request::BeginResync { common, table } => {
+                self.member.check(g)?;
+                self.begin_resync(common, table)
+            }
+            Request::FinishResync => {
+                self.member.check(g)?;
+                let store = self.store_mut()?;
+                store.set_commit(positions.0);
+                store.sync().map_err(refusal)?;
+                store.finish_resync().map_err(refusal)?;
+                Ok(Reply::Done)
+            }
+            Request::Changed { since, cursor, max } => {
+                self.member.check(g)?;
+                let max = max.clamp(1, MAX_RANGES) as usize;
+                let store = self.store_mut()?;
+                let (groups, next) = store
+                    .changed_since(since, Cursor(cursor), max)
+                    .map_err(refusal)?;
+                let ranges = joined(groups.iter().map(|g| (g.block, g.count)));
+                Ok(Reply::Changed {
+                    ranges,
+                    next: next.map(|c| c.0),
+                })
+            }
+            Request::Sums { block, count } => {
+                self.member.check(g)?;
+                if count == 0 || count > MAX_SUMS {
+                    return Err(Refusal::BadRequest(format!("{count} checksums asked for")));
+                }
+                let sums = self.store_mut()?.checksums(Block(block), count);
+                sums.map(Reply::Sums).map_err(refusal)
+            }
+        }
+    }
+
+    /// What waits for room and belongs to another generation is refused by now: it must not stand
+    /// in the way of what the promised one sends on the same connection.
+    pub(super) fn drop_fenced(&mut self) {
+        let promise = self.member.state().promise;
+        for c in self.conns.values_mut() {
+            c.parked.retain(|f| f.header.generation == promise);
+            c.parked_bytes = c.parked.iter().map(Frame::wire_len).sum();
+        }
+    }
+
+    /// Positions that come with a renewal count only on a connection whose stream is in line:
+    /// before that, what is here may be of a history that lost. They keep the log emptying while
+    /// the stream itself waits for room.
+    pub(super) fn heed_positions(
+        &mut self,
+        conn: ConnId,
+        g: Generation,
+        (commit, trim): (Seq, Seq),
+    ) {
+        let in_line = self.conns.get(&conn).is_some_and(|c| c.generation == g);
+        if let (true, Keeper::Region(store)) = (in_line, &mut self.keeper) {
+            store.set_commit(commit);
+            store.set_trim(trim);
+        }
+    }
+
+    pub(super) fn hello(
+        &mut self,
+        now: Now,
+        conn: ConnId,
+        volume: VolumeId,
+        member: Option<MemberId>,
+    ) -> Result<Reply, Refusal> {
+        if volume != self.volume() {
+            return Err(Refusal::NotHere(format!(
+                "volume {volume} is not on this node"
+            )));
+        }
+        if let Some(expected) = member.filter(|m| *m != self.id()) {
+            return Err(Refusal::NotHere(format!(
+                "member {} lives here, not {expected}; it was replaced",
+                self.id()
+            )));
+        }
+        if let Some(c) = self.conns.get_mut(&conn) {
+            c.hello = true;
+        }
+        self.usable()?;
+        self.welcome(now, conn).map(Reply::Welcome)
+    }
+
+    /// A member whose disk failed answers nothing that would count.
+    pub(super) fn usable(&self) -> Result<(), Refusal> {
+        match self.store().and_then(Store::poisoned) {
+            Some(why) => Err(Refusal::Unusable(why.to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn welcome(&self, now: Now, conn: ConnId) -> Result<Welcome, Refusal> {
+        let state = self.member.state();
+        if state.removed {
+            return Err(Refusal::Removed(Box::new(state.record.clone())));
+        }
+        let space = self
+            .store()
+            .and_then(|s| s.free_space().ok())
+            .unwrap_or_default();
+        let table = self.store().map(|s| s.generation_table().clone());
+        Ok(Welcome {
+            member: state.member,
+            kind: match self.keeper {
+                Keeper::Region(_) | Keeper::Closed => MemberKind::Replica,
+                Keeper::Witness(_) => MemberKind::Witness,
+            },
+            record: state.record.clone(),
+            promise: state.promise,
+            holder: state.holder.clone(),
+            lease_left: self.member.lease_left(now),
+            handed_back: state.handed_back,
+            held_for: self.member.held_for(now),
+            data: self.data_state(),
+            table: table.unwrap_or_default(),
+            durable: self.store().map_or(Position::default(), Store::durable),
+            checkpointed: self.store().map_or(Seq::ZERO, |s| s.checkpointed().seq),
+            log_first: self.store().map_or(Seq::ZERO, |s| s.tail().next()),
+            opens: self.opens,
+            credit: self.credit(conn),
+            pool_free: space.free,
+            pool_size: space.total,
+        })
+    }
+
+    pub(super) fn data_state(&self) -> DataState {
+        let Some(store) = self.store() else {
+            return DataState::None;
+        };
+        if let Some(common) = store.mixed() {
+            DataState::Mixed(common.unwrap_or(Seq::ZERO))
+        } else if store.damaged() {
+            DataState::Damaged
+        } else if store.unsure() {
+            DataState::Whole(Tail::Unsure)
+        } else {
+            DataState::Whole(Tail::Clean)
+        }
+    }
+
+    pub(super) fn fetch(
+        &mut self,
+        conn: ConnId,
+        id: u64,
+        from: Seq,
+        max_bytes: u32,
+        out: &mut Vec<Out>,
+    ) -> Result<Reply, Refusal> {
+        let promise = self.member.state().promise;
+        let store = self.store_mut()?;
+        let entries = store
+            .entries_from(from, max_bytes as usize)
+            .map_err(refusal)?;
+        let (first, last) = (store.tail().next(), store.end().seq);
+        for entry in entries {
+            let mut header = Header::new(Kind::LogEntry, promise, entry.seq.0);
+            header.aux = entry.generation;
+            header.commit = Seq(id);
+            let frame = Frame {
+                header,
+                meta: entry.encode_meta(),
+                data: entry.data,
+            };
+            out.push(Out::Send(conn, frame));
+        }
+        Ok(Reply::Fetched { first, last })
+    }
+
+    pub(super) fn begin_resync(
+        &mut self,
+        common: Seq,
+        table: GenerationTable,
+    ) -> Result<Reply, Refusal> {
+        // What was read from the network as parts is checked as a whole before it is believed.
+        let table = GenerationTable::from_parts(table.floor(), table.rows().to_vec())
+            .ok_or_else(|| Refusal::BadRequest("a generation table that cannot be".into()))?;
+        if self.checkpointing || self.syncing {
+            return Err(Refusal::BadRequest(
+                "busy with a checkpoint or sync; ask again".into(),
+            ));
+        }
+        let store = self.store_mut()?;
+        prepare_resync(store, common, table).map_err(refusal)?;
+        Ok(Reply::Done)
+    }
+}
+
+/// Empties the log of what is common, marks the region mixed and jumps to the peer's position.
+fn prepare_resync(store: &mut Store, common: Seq, table: GenerationTable) -> Result<()> {
+    if store.mixed().is_none()
+        && common < store.end().seq
+        && common >= store.checkpointed().seq.max(store.commit())
+        && common > Seq::ZERO
+    {
+        store.cut(common)?;
+    }
+    store.mark_mixed((common > Seq::ZERO).then_some(common))?;
+    // Everything here is common with the peer, or will be compared: nothing of it can be lost by
+    // moving it to the extents now.
+    store.set_commit(store.end().seq);
+    store.sync()?;
+    while store.checkpoint_now()? {}
+    store.adopt(table)
+}
+
+/// Neighbouring ranges as one, while they stay within what one job compares.
+fn joined(ranges: impl Iterator<Item = (u64, u32)>) -> Vec<(u64, u32)> {
+    let mut out: Vec<(u64, u32)> = Vec::new();
+    for (block, count) in ranges {
+        match out.last_mut() {
+            Some((b, n)) if *b + u64::from(*n) == block && *n < (1 << 20) => *n += count,
+            _ => out.push((block, count)),
+        }
+    }
+    out
+}

@@ -1,0 +1,384 @@
+//! A member as it is served: the store (a witness has none), the vote, and the connections that
+//! talk to them. A synchronous state machine: frames in, frames and jobs out; what takes long
+//! (syncs, reads, checkpoints) is handed out as jobs and handed back.
+//!
+//! Kept here: every frame that touches data is checked against the promise (invariant 1); a claim
+//! or record is durable before its answer leaves; a place is reported durable only with the
+//! store's own word for it (invariant 3), and only to the generation that is promised now.
+//!
+//! Bounded by: [`PARKED`] bytes of frames per connection while the log is full, after which the
+//! connection is closed; one sync and one checkpoint at a time.
+
+use std::cell::Cell;
+mod control;
+mod stream;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use trivet_protocol::frame::{Frame, Header, Kind, ReadMeta};
+use trivet_protocol::limits::MAX_READ_BLOCKS;
+use trivet_protocol::message::{self, DataState, Refusal, Reply, Request, Tail, Welcome};
+use trivet_protocol::{
+    Block, Entry, Generation, GenerationTable, MemberId, MemberKind, Now, Position, Recorder, Seq,
+    VolumeId,
+};
+
+use crate::checkpoint::{CheckpointJob, Step};
+use crate::error::{Result, StoreError};
+use crate::member::{Member, MemberState, Store as Keep};
+use crate::slots::SlotFile;
+use crate::store::{Cursor, ReadJob, Store, SyncJob, Synced};
+
+/// One connection from an upstairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// Bytes of frames that may wait for room in the log, per connection.
+pub const PARKED: usize = 96 << 20;
+/// The pool is asked for its free space at most this often: each question is a system call.
+const SPACE_EVERY: Duration = Duration::from_millis(20);
+/// Checksums given in one answer, at most.
+const MAX_SUMS: u32 = 4096;
+/// Changed ranges given in one answer, at most.
+const MAX_RANGES: u32 = 4096;
+
+/// What the driver has to do.
+pub enum Out {
+    /// Send this.
+    Send(ConnId, Frame),
+    /// Run this read without the lock, then call [`Replica::read_done`].
+    Read(ConnId, u64, ReadJob),
+    /// Close the connection; why, for the log.
+    Close(ConnId, String),
+}
+
+/// What is left to do until the log is in the extent files.
+pub enum Settling {
+    /// Run this, then call [`Replica::checkpoint_done`].
+    Job(Box<CheckpointJob>),
+    /// Another checkpoint runs.
+    Busy,
+    /// Nothing: everything committed is in place.
+    Settled,
+}
+
+#[derive(Default)]
+struct Conn {
+    hello: bool,
+    generation: Generation,
+    /// New data received since the connection began, for credits.
+    received: u64,
+    /// When the pool was last asked for its free space, and the credit that followed.
+    granted: Cell<(Now, u64)>,
+    /// It wants to hear of everything durable up to here.
+    sync_to: Option<Seq>,
+    /// Frames that wait for room in the log, in order.
+    parked: VecDeque<Frame>,
+    parked_bytes: usize,
+}
+
+/// Where the member's state is kept.
+enum Keeper {
+    Region(Box<Store>),
+    Witness(SlotFile),
+    /// The region was closed in order; the process is about to end.
+    Closed,
+}
+
+/// See the module's head.
+pub struct Replica {
+    keeper: Keeper,
+    member: Member,
+    opens: u64,
+    conns: BTreeMap<ConnId, Conn>,
+    syncing: bool,
+    sync_wanted: bool,
+    checkpointing: bool,
+    /// When the last frame arrived.
+    now: Now,
+    recorder: Arc<dyn Recorder>,
+}
+
+impl Replica {
+    /// A data replica that was just opened. Its member state must have been stored before.
+    ///
+    /// # Errors
+    /// The member state is missing or damaged: the member is lost and must be replaced.
+    pub fn region(store: Store, now: Now, recorder: Arc<dyn Recorder>) -> Result<Replica> {
+        let state = decode_state(&store.member_state())?;
+        let opens = store.opens();
+        let keeper = Keeper::Region(Box::new(store));
+        Ok(Self::new(keeper, state, opens, now, recorder))
+    }
+
+    /// A witness that was just opened.
+    ///
+    /// # Errors
+    /// Its state is damaged.
+    pub fn witness(
+        file: SlotFile,
+        state: &[u8],
+        now: Now,
+        recorder: Arc<dyn Recorder>,
+    ) -> Result<Replica> {
+        Ok(Self::new(
+            Keeper::Witness(file),
+            decode_state(state)?,
+            0,
+            now,
+            recorder,
+        ))
+    }
+
+    fn new(
+        keeper: Keeper,
+        state: MemberState,
+        opens: u64,
+        now: Now,
+        recorder: Arc<dyn Recorder>,
+    ) -> Replica {
+        Replica {
+            keeper,
+            member: Member::start(state, now),
+            opens,
+            conns: BTreeMap::new(),
+            syncing: false,
+            sync_wanted: false,
+            checkpointing: false,
+            now,
+            recorder,
+        }
+    }
+
+    /// Its volume.
+    pub fn volume(&self) -> VolumeId {
+        self.member.volume()
+    }
+
+    /// Who it is.
+    pub fn id(&self) -> MemberId {
+        self.member.state().member
+    }
+
+    /// Positions, queues and log, for people who look for why something waits.
+    pub fn describe(&self) -> String {
+        let parked: Vec<_> = self
+            .conns
+            .values()
+            .map(|c| {
+                let first = c
+                    .parked
+                    .front()
+                    .map(|f| (f.header.kind, f.header.seq, f.wire_len()));
+                (c.parked.len(), c.generation, first)
+            })
+            .collect();
+        let log = self.store().map(|s| {
+            let (used, size) = s.log_usage();
+            format!(
+                "end {:?} durable {:?} commit {} checkpointed {:?} tail {} log {used} of {size} bytes, \
+                 mixed {:?}, poisoned {:?}",
+                s.end(), s.durable(), s.commit(), s.checkpointed(), s.tail(), s.mixed(), s.poisoned()
+            )
+        });
+        format!(
+            "frames waiting {parked:?}, syncing {} (wanted {}), checkpointing {}, {}",
+            self.syncing,
+            self.sync_wanted,
+            self.checkpointing,
+            log.unwrap_or_else(|| "a witness".into())
+        )
+    }
+
+    /// Its vote.
+    pub fn member(&self) -> &Member {
+        &self.member
+    }
+
+    /// Its data, if it has any.
+    pub fn store(&self) -> Option<&Store> {
+        match &self.keeper {
+            Keeper::Region(store) => Some(store),
+            Keeper::Witness(_) | Keeper::Closed => None,
+        }
+    }
+
+    /// Closes the region in order, so that the next opening finds everything synced. Everything
+    /// that comes afterwards is refused.
+    ///
+    /// # Errors
+    /// The disk fails; the region is then as after a crash.
+    pub fn close(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.keeper, Keeper::Closed) {
+            Keeper::Region(store) => store.close(),
+            Keeper::Witness(_) | Keeper::Closed => Ok(()),
+        }
+    }
+
+    fn store_mut(&mut self) -> Result<&mut Store, Refusal> {
+        match &mut self.keeper {
+            Keeper::Region(store) => Ok(store),
+            Keeper::Witness(_) => Err(Refusal::BadRequest("a witness keeps no data".into())),
+            Keeper::Closed => Err(Refusal::Unusable("it is shutting down".into())),
+        }
+    }
+
+    fn keep_state(&mut self) -> Result<(), Refusal> {
+        let raw = serde_json::to_vec(self.member.state())
+            .map_err(|e| Refusal::Unusable(format!("its state cannot be encoded: {e}")))?;
+        match &mut self.keeper {
+            Keeper::Region(store) => store.set_member_state(raw),
+            Keeper::Witness(file) => file.write(&raw),
+            Keeper::Closed => return Err(Refusal::Unusable("it is shutting down".into())),
+        }
+        .map_err(refusal)
+    }
+
+    fn keep(&mut self, keep: Keep) -> Result<(), Refusal> {
+        match keep {
+            Keep::First => self.keep_state(),
+            Keep::Unchanged => Ok(()),
+        }
+    }
+
+    // ---- connections ----
+
+    /// A connection stands.
+    pub fn connected(&mut self, conn: ConnId) {
+        self.conns.insert(conn, Conn::default());
+    }
+
+    /// A connection is gone.
+    pub fn disconnected(&mut self, conn: ConnId) {
+        self.conns.remove(&conn);
+    }
+
+    /// A frame arrived.
+    pub fn frame(&mut self, now: Now, conn: ConnId, frame: Frame, out: &mut Vec<Out>) {
+        let Some(c) = self.conns.get_mut(&conn) else {
+            return;
+        };
+        // Frames of the ordered stream keep their order behind one that waits for room. What
+        // keeps the lease alive does not wait.
+        if !c.parked.is_empty() && in_order(&frame) {
+            c.parked_bytes += frame.wire_len();
+            c.parked.push_back(frame);
+            if c.parked_bytes > PARKED {
+                out.push(Out::Close(
+                    conn,
+                    "more was sent than the log has room for".into(),
+                ));
+            }
+            return;
+        }
+        self.handle(now, conn, frame, out);
+    }
+
+    /// Frames that arrived together follow: what they append is written in one go by
+    /// [`Replica::end_batch`], under the same lock.
+    pub fn begin_batch(&mut self) {
+        if let Keeper::Region(store) = &mut self.keeper {
+            store.hold();
+        }
+    }
+
+    /// Ends what [`Replica::begin_batch`] began.
+    pub fn end_batch(&mut self, out: &mut Vec<Out>) {
+        let Keeper::Region(store) = &mut self.keeper else {
+            return;
+        };
+        if let Err(e) = store.let_go() {
+            self.disk_failed(e, "the log cannot be written", out);
+        }
+    }
+
+    /// Everybody connected is told; the store is poisoned.
+    fn disk_failed(&mut self, e: StoreError, what: &str, out: &mut Vec<Out>) {
+        tracing::error!(error = %e, what, "the region takes nothing more");
+        let refused = Reply::Refused(refusal(e));
+        let conns: Vec<_> = self.conns.keys().copied().collect();
+        conns
+            .into_iter()
+            .for_each(|c| self.reply(c, 0, &refused, out));
+    }
+
+    fn handle(&mut self, now: Now, conn: ConnId, frame: Frame, out: &mut Vec<Out>) {
+        self.now = now;
+        // Whatever is not an append may read the log.
+        if frame.header.kind != Kind::Append
+            && let Keeper::Region(store) = &mut self.keeper
+            && let Err(e) = store.write_held()
+        {
+            self.disk_failed(e, "the log cannot be written", out);
+        }
+        let result = match frame.header.kind {
+            Kind::Append => self.append(conn, frame),
+            Kind::Sync => self.sync_asked(conn, &frame.header, out),
+            Kind::Read => self.read_asked(conn, &frame, out),
+            Kind::Copy => self.copy(conn, frame),
+            Kind::Request => return self.request(now, conn, &frame, out),
+            kind => Err(Refusal::BadRequest(format!(
+                "frame {kind:?} is not for a member"
+            ))),
+        };
+        if let Err(refusal) = result {
+            self.recorder.count("downstairs.refusals", 1);
+            self.reply(conn, 0, &Reply::Refused(refusal), out);
+        }
+    }
+
+    fn reply(&self, conn: ConnId, id: u64, reply: &Reply, out: &mut Vec<Out>) {
+        let header = Header::new(Kind::Reply, self.member.state().promise, id);
+        let frame = Frame {
+            header,
+            meta: message::encode(reply),
+            data: Vec::new(),
+        };
+        out.push(Out::Send(conn, frame));
+    }
+}
+
+/// Whether a frame must not overtake another of the stream.
+fn in_order(frame: &Frame) -> bool {
+    match frame.header.kind {
+        Kind::Request => !matches!(
+            message::decode::<Request>(&frame.meta),
+            Ok(Request::Hello { .. }
+                | Request::Claim { .. }
+                | Request::Renew
+                | Request::Status
+                | Request::PutRecord(_)
+                | Request::HandBack)
+        ),
+        _ => true,
+    }
+}
+
+fn decode_state(raw: &[u8]) -> Result<MemberState> {
+    let state: MemberState = serde_json::from_slice(raw)
+        .map_err(|e| StoreError::corrupt("the member's state", e.to_string()))?;
+    if let Some(problem) = state.record.problem() {
+        return Err(StoreError::corrupt("the member's record", problem));
+    }
+    Ok(state)
+}
+
+fn refusal(e: StoreError) -> Refusal {
+    match e {
+        StoreError::NoSpace { .. } => Refusal::NoSpace(e.to_string()),
+        StoreError::BadSeq { .. }
+        | StoreError::GenerationDown { .. }
+        | StoreError::BadEntry(_)
+        | StoreError::OutOfRange { .. }
+        | StoreError::CutTooFar { .. }
+        | StoreError::NotInLog(_)
+        | StoreError::WrongState(_) => Refusal::BadRequest(e.to_string()),
+        StoreError::Poisoned { .. } | StoreError::Corrupt { .. } => {
+            Refusal::Unusable(e.to_string())
+        }
+        _ => Refusal::Disk(e.to_string()),
+    }
+}

@@ -241,6 +241,12 @@ impl Member {
         Ok((version, Store::First))
     }
 
+    /// Goes back to what is stored, since a change could not be. A promise that was made meanwhile
+    /// runs on: that only makes others wait.
+    pub fn take_back(&mut self, before: MemberState) {
+        self.state = before;
+    }
+
     /// Ends the promise at once.
     ///
     /// # Errors

@@ -170,6 +170,7 @@ enum DirOp {
 #[derive(Clone)]
 struct Rule {
     action: &'static str,
+    full: bool,
     name: String,
     skip: u64,
     times: u64,
@@ -238,6 +239,9 @@ impl State {
                     continue;
                 }
                 rule.times -= 1;
+                if rule.full {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
                 return Err(eio(action));
             }
         }
@@ -348,9 +352,21 @@ impl SimDisk {
         let name = name.to_owned();
         self.lock().rules.push(Rule {
             action,
+            full: false,
             name,
             skip,
             times,
+        });
+    }
+
+    /// Makes the next write to a file whose name contains `name` find the disk full.
+    pub fn fail_full(&self, name: &str) {
+        self.lock().rules.push(Rule {
+            action: "write",
+            full: true,
+            name: name.to_owned(),
+            skip: 0,
+            times: 1,
         });
     }
 

@@ -98,9 +98,11 @@ impl Replica {
             Request::Status => self.welcome(now, conn).map(Reply::Welcome),
             Request::Claim { node } => {
                 self.usable()?;
+                let before = self.member.state().clone();
                 let keep = self.member.claim(now, g, &node)?;
-                self.keep(keep)?;
-                self.drop_fenced();
+                self.keep(before, keep)?;
+                self.stream = Some(conn);
+                self.drop_fenced(conn);
                 self.recorder.count("downstairs.claims", 1);
                 self.welcome(now, conn).map(Reply::Granted)
             }
@@ -111,8 +113,10 @@ impl Replica {
             }
             Request::PutRecord(record) => {
                 let (blocks, in_set) = (record.blocks, record.in_sync.contains(&self.id()));
+                self.usable()?;
+                let before = self.member.state().clone();
                 let (version, keep) = self.member.put_record(now, g, record)?;
-                self.keep(keep)?;
+                self.keep(before, keep)?;
                 let in_line = self.conns.get(&conn).is_some_and(|c| c.generation == g);
                 if let Keeper::Region(store) = &mut self.keeper {
                     store.grow(blocks).map_err(refusal)?;
@@ -124,8 +128,9 @@ impl Replica {
                 Ok(Reply::Recorded(version))
             }
             Request::HandBack => {
+                let before = self.member.state().clone();
                 let keep = self.member.hand_back(g)?;
-                self.keep(keep)?;
+                self.keep(before, keep)?;
                 Ok(Reply::Done)
             }
             Request::Cut(to) => {
@@ -178,11 +183,15 @@ impl Replica {
         }
     }
 
-    /// What waits for room and belongs to another generation is refused by now: it must not stand
-    /// in the way of what the promised one sends on the same connection.
-    pub(super) fn drop_fenced(&mut self) {
+    /// What waits for room on other connections, or belongs to another generation, is of the past
+    /// by now: it must not stand in the way of what comes.
+    pub(super) fn drop_fenced(&mut self, stream: ConnId) {
         let promise = self.member.state().promise;
-        for c in self.conns.values_mut() {
+        for (id, c) in &mut self.conns {
+            if *id != stream {
+                c.parked.clear();
+                c.sync_to = None;
+            }
             c.parked.retain(|f| f.header.generation == promise);
             c.parked_bytes = c.parked.iter().map(Frame::wire_len).sum();
         }

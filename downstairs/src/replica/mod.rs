@@ -68,6 +68,8 @@ pub enum Settling {
 #[derive(Default)]
 struct Conn {
     hello: bool,
+    /// A frame of its stream was refused: nothing after it in the stream is taken.
+    failed: bool,
     generation: Generation,
     /// New data received since the connection began, for credits.
     received: u64,
@@ -94,6 +96,8 @@ pub struct Replica {
     member: Member,
     opens: u64,
     conns: BTreeMap<ConnId, Conn>,
+    /// The connection whose claim was accepted last.
+    stream: Option<ConnId>,
     syncing: bool,
     sync_wanted: bool,
     checkpointing: bool,
@@ -145,6 +149,7 @@ impl Replica {
             member: Member::start(state, now),
             opens,
             conns: BTreeMap::new(),
+            stream: None,
             syncing: false,
             sync_wanted: false,
             checkpointing: false,
@@ -232,6 +237,16 @@ impl Replica {
         }
     }
 
+    /// What follows in a stream makes no sense once a part of it was refused.
+    fn fail(&mut self, conn: ConnId, out: &mut Vec<Out>) {
+        if let Some(c) = self.conns.get_mut(&conn) {
+            c.failed = true;
+            c.parked.clear();
+            c.sync_to = None;
+        }
+        out.push(Out::Close(conn, "a frame of its stream was refused".into()));
+    }
+
     fn keep_state(&mut self) -> Result<(), Refusal> {
         let raw = serde_json::to_vec(self.member.state())
             .map_err(|e| Refusal::Unusable(format!("its state cannot be encoded: {e}")))?;
@@ -243,11 +258,14 @@ impl Replica {
         .map_err(refusal)
     }
 
-    fn keep(&mut self, keep: Keep) -> Result<(), Refusal> {
-        match keep {
-            Keep::First => self.keep_state(),
-            Keep::Unchanged => Ok(()),
+    /// Makes a change of the member durable. If that fails, it did not happen: it must not be
+    /// confirmed the next time either.
+    fn keep(&mut self, before: MemberState, keep: Keep) -> Result<(), Refusal> {
+        if keep == Keep::Unchanged {
+            return Ok(());
         }
+        self.keep_state()
+            .inspect_err(|_| self.member.take_back(before))
     }
 
     // ---- connections ----
@@ -264,9 +282,16 @@ impl Replica {
 
     /// A frame arrived.
     pub fn frame(&mut self, now: Now, conn: ConnId, frame: Frame, out: &mut Vec<Out>) {
+        let streams = self.stream == Some(conn);
         let Some(c) = self.conns.get_mut(&conn) else {
             return;
         };
+        // One connection carries the stream: the one whose claim was accepted last. What an
+        // earlier one still had on its way is of the past.
+        if c.failed || (!streams && of_stream(&frame)) {
+            self.recorder.count("downstairs.late_frames", 1);
+            return;
+        }
         // Frames of the ordered stream keep their order behind one that waits for room. What
         // keeps the lease alive does not wait.
         if !c.parked.is_empty() && in_order(&frame) {
@@ -333,6 +358,7 @@ impl Replica {
         if let Err(refusal) = result {
             self.recorder.count("downstairs.refusals", 1);
             self.reply(conn, 0, &Reply::Refused(refusal), out);
+            self.fail(conn, out);
         }
     }
 
@@ -386,5 +412,21 @@ fn refusal(e: StoreError) -> Refusal {
             Refusal::Unusable(e.to_string())
         }
         _ => Refusal::Disk(e.to_string()),
+    }
+}
+
+/// Whether a frame changes or reads data, or depends on what did.
+fn of_stream(frame: &Frame) -> bool {
+    match frame.header.kind {
+        Kind::Request => matches!(
+            message::decode::<Request>(&frame.meta),
+            Ok(Request::Cut(_)
+                | Request::Fetch { .. }
+                | Request::BeginResync { .. }
+                | Request::FinishResync
+                | Request::Changed { .. }
+                | Request::Sums { .. })
+        ),
+        _ => true,
     }
 }

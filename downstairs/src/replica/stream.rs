@@ -59,6 +59,14 @@ impl Replica {
         self.member.check(frame.header.generation)?;
         let store = self.store_mut()?;
         let data = frame.contiguous_data();
+        // A copy reflects the history up to a place: it may only be laid over exactly that.
+        if Seq(frame.header.seq) != store.end().seq {
+            return Err(Refusal::BadRequest(format!(
+                "a copy as of #{} where the history ends at {}",
+                frame.header.seq,
+                store.end().seq
+            )));
+        }
         let entry = Entry::decode(store.end().seq, 0, &frame.meta, data, store.blocks())
             .map_err(|e| Refusal::BadRequest(e.to_string()))?;
         match store.copy_in(entry) {
@@ -78,6 +86,13 @@ impl Replica {
     ) -> Result<(), Refusal> {
         self.member.check(header.generation)?;
         let store = self.store_mut()?;
+        if Seq(header.seq) > store.end().seq {
+            return Err(Refusal::BadRequest(format!(
+                "a sync up to #{} where the history ends at {}",
+                header.seq,
+                store.end().seq
+            )));
+        }
         store.set_commit(header.commit);
         store.set_trim(header.trim);
         let durable = store.durable().seq;

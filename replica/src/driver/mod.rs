@@ -402,10 +402,10 @@ impl Inner {
             return None;
         }
         // The last thing before the answer leaves (invariant 2).
-        self.lock()
-            .upstairs
-            .lease_valid(boot_time())
-            .then_some(v.data)
+        let state = self.lock();
+        let u = &state.upstairs;
+        let ours = u.is_active() && u.generation() == generation && u.lease_valid(boot_time());
+        ours.then_some(v.data)
     }
 }
 

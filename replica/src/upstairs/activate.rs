@@ -24,6 +24,7 @@ use trivet_protocol::{
 };
 
 use super::history::History;
+use super::membership::ROLLED_BACK;
 use super::peer::Stream;
 use super::{ActivateError, ActivateOptions, Ask, Effect, LinkId, Notice, Phase, Upstairs};
 
@@ -135,8 +136,9 @@ impl Upstairs {
     fn start_over(&mut self, now: Now) {
         // Members that accepted this attempt need not be waited out by the next one.
         self.release_claims(now);
+        self.end_resyncs();
         self.pending = None;
-        self.record = None;
+        self.kept = self.record.take().or(self.kept.take());
         if let Some(step) = self.step() {
             *step = Step::Asking {
                 since: now,
@@ -210,7 +212,7 @@ impl Upstairs {
         else {
             return;
         };
-        let ids = voters(record, heard.iter().map(|(_, w)| *w));
+        let ids = self.voters(record, heard.iter().map(|(_, w)| *w));
         let good: BTreeSet<_> = heard
             .iter()
             .filter(|(_, w)| self.countable(record, w))
@@ -262,6 +264,20 @@ impl Upstairs {
             && record
                 .member(w.member)
                 .is_some_and(|m| self.unusable(m, w).is_none())
+    }
+
+    /// Whose votes count: members that do not show less than the record knows of. One that does
+    /// was rolled back, its promises and its record with it (design section 5).
+    fn voters<'a>(
+        &self,
+        record: &Record,
+        heard: impl Iterator<Item = &'a Welcome>,
+    ) -> BTreeSet<MemberId> {
+        let votes = |w: &&Welcome| {
+            let info = record.member(w.member);
+            info.is_some_and(|m| self.unusable(m, w) != Some(ROLLED_BACK))
+        };
+        heard.filter(votes).map(|w| w.member).collect()
     }
 
     // ---- claiming ----
@@ -368,7 +384,7 @@ impl Upstairs {
             return;
         };
         let record = record.clone();
-        let ids = voters(&record, granted.iter().map(|(_, w)| w));
+        let ids = self.voters(&record, granted.iter().map(|(_, w)| w));
         let good: Vec<_> = granted
             .iter()
             .filter(|(_, w)| self.countable(&record, w))
@@ -411,6 +427,10 @@ impl Upstairs {
             .cloned();
         let Some((best, w)) = best else { return };
         let table = w.table.clone();
+        if self.renewing && table != *self.history.table() {
+            // Somebody served and wrote between our two reigns: what is cached above is stale.
+            return self.stop("another node served meanwhile; promote it here again".into());
+        }
         // Who can be brought to the chosen history from the best one's log stays in the set.
         let fits = |other: &Welcome| {
             let common = table.common(&other.table)?;
@@ -430,9 +450,11 @@ impl Upstairs {
         self.record = Some(record);
         self.pending = None;
         let set: BTreeSet<_> = chosen.iter().map(|(_, w, _)| w.member).collect();
+        for peer in &mut self.peers {
+            // What was said to be durable in an earlier attempt's history is not what counts now.
+            (peer.durable, peer.sync_sent) = (Seq::ZERO, Seq::ZERO);
+        }
         for (link, w, _) in &chosen {
-            // What it may have told an earlier reign's upstairs here is not what counts now.
-            self.peer_mut(*link).durable = Seq::ZERO;
             self.start_stream(now, *link, w);
         }
         let fetched = self.history.held_to() >= self.history.last();
@@ -501,11 +523,11 @@ impl Upstairs {
         *since = now;
         if complete {
             *fetched = true;
-            self.pump_all(now);
+            self.pump_all();
             self.request_sync(now);
             self.leveled(now);
         } else {
-            self.pump_all(now);
+            self.pump_all();
             self.fetch_more(now, link);
         }
     }
@@ -565,6 +587,7 @@ impl Upstairs {
         self.phase = Phase::Active;
         self.renewing = false;
         self.lapsed_since = None;
+        self.serving_since = now;
         self.last_sync = now;
         for peer in &mut self.peers {
             peer.progress = now;
@@ -654,7 +677,7 @@ impl Upstairs {
         let newer = self
             .record
             .as_ref()
-            .is_none_or(|r| record.version > r.version);
+            .is_some_and(|r| record.version > r.version);
         if newer && matches!(self.phase, Phase::Activating(_)) {
             self.start_over(now);
         }
@@ -666,7 +689,7 @@ impl Upstairs {
             Some(Step::Leveling { set, best, .. }) => {
                 *best == link || member.is_some_and(|m| set.contains(&m))
             }
-            Some(Step::Settling { .. }) => true,
+            // While settling a majority is enough; who was lost is dropped or brought back later.
             _ => false,
         };
         if lost {
@@ -762,14 +785,4 @@ impl Upstairs {
             lines.join("; ")
         )
     }
-}
-
-/// Whose votes count: members that do not show fewer openings than the record knows of. One that
-/// does was rolled back, its promises with it (design section 5).
-fn voters<'a>(record: &Record, heard: impl Iterator<Item = &'a Welcome>) -> BTreeSet<MemberId> {
-    let votes = |w: &&Welcome| {
-        record.member(w.member).is_some_and(|m| w.opens >= m.opens)
-            || breaks::on(Break::RolledBackCounts)
-    };
-    heard.filter(votes).map(|w| w.member).collect()
 }

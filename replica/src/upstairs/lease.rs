@@ -52,6 +52,10 @@ impl Upstairs {
 
     pub(super) fn on_renewed(&mut self, now: Now, link: LinkId, sent: Now) {
         let peer = self.peer_mut(link);
+        if !peer.granted {
+            // The promise was handed back after the question was sent.
+            return;
+        }
         peer.lease_from = peer.lease_from.max(Some(sent));
         if self.lapsed_since.is_some() && self.lease_valid(now) {
             self.lapsed_since = None;

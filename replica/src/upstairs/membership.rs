@@ -15,7 +15,7 @@ use trivet_protocol::{MemberId, MemberInfo, MemberKind, Now, Record, RecordVersi
 use super::{Ask, LinkId, Notice, Phase, Upstairs};
 
 /// Said of a replica that was restored from a backup or a snapshot.
-const ROLLED_BACK: &str = "it was rolled back: it shows less than it had made durable";
+pub(super) const ROLLED_BACK: &str = "it was rolled back: it shows less than it had made durable";
 
 /// A record that was sent and is not settled yet.
 #[derive(Debug)]
@@ -300,6 +300,12 @@ impl Upstairs {
     }
 
     pub(super) fn tick_membership(&mut self, now: Now) {
+        let last = self.last();
+        for peer in &mut self.peers {
+            if peer.up && peer.granted && peer.durable >= last {
+                peer.progress = now;
+            }
+        }
         self.claim_late_ones(now);
         self.reset_hung(now);
         if self.pending.is_none() {
@@ -342,7 +348,7 @@ impl Upstairs {
         if let Some(why) = peer.unusable {
             return Some(why);
         }
-        let quiet = now.since(peer.progress.max(peer.since)) > bound;
+        let quiet = now.since(peer.progress.max(self.serving_since)) > bound;
         match peer.up {
             false if quiet => Some("it cannot be reached"),
             true if !peer.granted && quiet => Some("it does not take part"),

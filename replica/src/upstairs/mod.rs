@@ -295,6 +295,8 @@ pub struct Upstairs {
     generation: Generation,
     /// The settled record; a placeholder is never acted upon before one was heard.
     record: Option<Record>,
+    /// The last record while a new reign is being prepared.
+    kept: Option<Record>,
     pending: Option<Pending>,
     peers: Vec<Peer>,
     history: History,
@@ -314,6 +316,8 @@ pub struct Upstairs {
     last_sync: Now,
     last_record: Now,
     single_copy_told: bool,
+    /// When the reign began to serve.
+    serving_since: Now,
     out: Vec<Effect>,
 }
 
@@ -352,6 +356,7 @@ impl Upstairs {
             phase: Phase::Idle,
             generation: Generation::NONE,
             record: None,
+            kept: None,
             pending: None,
             peers,
             history: History::default(),
@@ -368,6 +373,7 @@ impl Upstairs {
             last_sync: Now::default(),
             last_record: Now::default(),
             single_copy_told: false,
+            serving_since: Now::default(),
             out: Vec::new(),
         }
     }
@@ -379,7 +385,7 @@ impl Upstairs {
 
     /// The volume's record as far as it is settled.
     pub fn record(&self) -> Option<&Record> {
-        self.record.as_ref()
+        self.record.as_ref().or(self.kept.as_ref())
     }
 
     /// The reign; number 0 before the first claim.
@@ -445,7 +451,7 @@ impl Upstairs {
             return Submitted::Failed(e);
         }
         let seq = self.history.push(self.generation.number, batch.clone());
-        self.pump_all(now);
+        self.pump_all();
         Submitted::At(seq)
     }
 
@@ -522,6 +528,10 @@ impl Upstairs {
     /// Ends for ever: every caller is answered with an error.
     fn stop(&mut self, why: String) {
         self.phase = Phase::Stopped(why);
+        self.renewing = false;
+        for peer in &mut self.peers {
+            peer.lease_from = None;
+        }
         let error = self.not_active();
         self.withheld.clear_into(&mut self.out, &error);
         for wait in std::mem::take(&mut self.flushes).into_values().flatten() {
@@ -619,6 +629,7 @@ impl Upstairs {
         };
         peer.disconnected(now);
         self.asked.retain(|_, a| a.link != link);
+        self.peer_mut(link).closing = false;
         self.resync_link_lost(now, link);
         self.reads_link_lost(now, link);
         self.activation_link_lost(now, link);
@@ -626,7 +637,11 @@ impl Upstairs {
 
     /// A frame arrived.
     pub fn frame(&mut self, now: Now, link: LinkId, frame: Frame) {
-        if self.peers.get(link.index()).is_none_or(|p| !p.up) {
+        if self
+            .peers
+            .get(link.index())
+            .is_none_or(|p| !p.up || p.closing)
+        {
             return;
         }
         match frame.header.kind {
@@ -643,6 +658,9 @@ impl Upstairs {
 
     /// A peer that talks nonsense is disconnected; the driver connects again, with back-off.
     fn refuse_link(&mut self, link: LinkId, why: String) {
+        if std::mem::replace(&mut self.peer_mut(link).closing, true) {
+            return;
+        }
         self.notice(Notice::LinkRefused { link, why });
         self.out.push(Effect::Reset(link));
     }

@@ -41,6 +41,8 @@ pub struct Peer {
     pub member: Option<MemberId>,
     /// A connection stands.
     pub up: bool,
+    /// It talked nonsense or refused its stream: nothing more is heard until it is connected anew.
+    pub closing: bool,
     /// Since when `up` is as it is.
     pub since: Now,
     /// Its last full answer on this connection, and when its question was sent.
@@ -63,7 +65,7 @@ pub struct Peer {
     pub commit_told: Seq,
     /// What it said is durable, in our history. Never goes back: it is a promise.
     pub durable: Seq,
-    /// When `durable` last went up, or nothing was outstanding.
+    /// When `durable` last went up, or it was seen connected with nothing outstanding.
     pub progress: Now,
     /// Bytes of new data sent on this connection, and how many may be sent.
     pub sent_bytes: u64,
@@ -88,6 +90,7 @@ impl Peer {
             node,
             member: None,
             up: false,
+            closing: false,
             since: Now::default(),
             welcome: None,
             refused: None,
@@ -136,7 +139,7 @@ impl Peer {
         self.commit_told = Seq::ZERO;
         self.sent_bytes = 0;
         self.credit = 0;
-        self.progress = now;
+        self.closing = false;
     }
 
     /// Its answers count for durability and it can serve reads, as far as it itself goes:

@@ -341,7 +341,7 @@ impl Upstairs {
         if !self.peer(to).flows() || self.history.touched_since(op.seen, block.0, blocks) {
             return;
         }
-        self.send_copy(now, to, block, &good.sums, &good.data);
+        self.send_copy(to, block, &good.sums, &good.data);
         if let Some(member) = self.peer(to).member {
             self.notice(Notice::Repaired {
                 member,
@@ -351,15 +351,8 @@ impl Upstairs {
     }
 
     /// Sends blocks outside of the history, in the ordered stream.
-    pub(super) fn send_copy(
-        &mut self,
-        now: Now,
-        to: LinkId,
-        block: Block,
-        sums: &[Checksum],
-        data: &Bytes,
-    ) {
-        self.pump(now, to);
+    pub(super) fn send_copy(&mut self, to: LinkId, block: Block, sums: &[Checksum], data: &Bytes) {
+        self.pump(to);
         let entry = copy_entry(block, sums, data);
         let mut header = self.header(Kind::Copy, self.last().0);
         header.generation = self.generation;

@@ -64,7 +64,14 @@ impl Upstairs {
                 self.notice(Notice::NewReign { because_of });
             }
         }
-        if self.commit == self.last() && self.record_settled() && self.is_active() {
+        // One replica in sync that has everything durably is enough: the next reign starts from
+        // the longest history, and stops if that is not ours.
+        let last = self.last();
+        let kept = self.all_sets().any(|m| {
+            self.link_of(m)
+                .is_some_and(|l| self.peer(l).granted && self.peer(l).durable >= last)
+        });
+        if kept && self.record_settled() && self.is_active() {
             self.activate_again(now);
         }
     }

@@ -56,7 +56,6 @@ pub struct Resync {
     stage: Stage,
     ranges: VecDeque<(u64, u32)>,
     jobs: BTreeMap<u64, Job>,
-    next_job: u64,
     /// Bytes that may still be copied now, and when that was last reckoned.
     allowance: u64,
     reckoned: Now,
@@ -110,7 +109,13 @@ impl Upstairs {
         }
         let common = match w.data {
             DataState::Mixed(common) => common,
-            DataState::Whole(_) => self.history.table().common(&w.table).unwrap_or(Seq::ZERO),
+            // What is above the commit position may still be cut off.
+            DataState::Whole(_) => self
+                .history
+                .table()
+                .common(&w.table)
+                .unwrap_or(Seq::ZERO)
+                .min(self.commit),
             DataState::Damaged => Seq::ZERO,
             DataState::None => return,
         };
@@ -128,7 +133,6 @@ impl Upstairs {
             stage: Stage::Beginning,
             ranges: VecDeque::new(),
             jobs: BTreeMap::new(),
-            next_job: 0,
             allowance: 0,
             reckoned: now,
             listed: 0,
@@ -200,7 +204,7 @@ impl Upstairs {
             asked,
         } = &mut r.stage
         else {
-            return;
+            return self.resync_failed(link, "a listing arrived at the wrong time".into());
         };
         // A listing that does not go forward, or leaves the volume, would never end.
         let sane = ranges
@@ -268,8 +272,8 @@ impl Upstairs {
             if count > n {
                 r.ranges.push_front((block + u64::from(n), count - n));
             }
-            let id = r.next_job;
-            r.next_job += 1;
+            let id = self.next_request;
+            self.next_request += 1;
             let seen = self.history.last();
             let job = Job {
                 block,
@@ -314,7 +318,7 @@ impl Upstairs {
             let unwritten = sums.iter().all(Checksum::is_unwritten);
             if unwritten && !self.history.touched_since(seen, first, n as u64) {
                 let zeros = Bytes::from(vec![0; n * BLOCK_BYTES]);
-                self.send_copy(now, link, Block(first), sums, &zeros);
+                self.send_copy(link, Block(first), sums, &zeros);
             } else {
                 if let Some(job) = self.resync_mut(link).and_then(|r| r.jobs.get_mut(&id)) {
                     job.reads += 1;
@@ -336,7 +340,7 @@ impl Upstairs {
             return self.read_for_copy(now, (link, id), block, count);
         }
         job.reads -= 1;
-        self.send_copy(now, link, block, &v.sums, &v.data);
+        self.send_copy(link, block, &v.sums, &v.data);
         if let Some(r) = self.resync_mut(link) {
             r.copied += v.data.len() as u64;
             r.allowance = r.allowance.saturating_sub(v.data.len() as u64);
@@ -358,6 +362,7 @@ impl Upstairs {
         let Some(r) = self.peer_mut(link).resync.take() else {
             return;
         };
+        self.forget_questions_of(link);
         let peer = self.peer_mut(link);
         peer.mixed = false;
         if let Some((_, w)) = &mut peer.welcome {
@@ -388,12 +393,34 @@ impl Upstairs {
             let peer = self.peer_mut(target);
             peer.resync = None;
             peer.stream = Stream::Off;
+            self.forget_questions_of(target);
             self.refuse_link(target, format!("resync given up: {why}"));
+        }
+    }
+
+    /// Answers to the questions of a resync that ended must not be taken for a later one's.
+    fn forget_questions_of(&mut self, target: LinkId) {
+        self.asked.retain(|_, a| match a.what {
+            Ask::ChangedAtSource(t) | Ask::SumsAtSource(t, _) => t != target,
+            Ask::ChangedAtTarget | Ask::SumsAtTarget(_) | Ask::BeginResync | Ask::FinishResync => {
+                a.link != target
+            }
+            _ => true,
+        });
+    }
+
+    /// Ends all resyncs: their targets stay mixed and are taken up again by the next reign.
+    pub(super) fn end_resyncs(&mut self) {
+        for link in self.links() {
+            if self.peer_mut(link).resync.take().is_some() {
+                self.forget_questions_of(link);
+            }
         }
     }
 
     pub(super) fn resync_link_lost(&mut self, _now: Now, link: LinkId) {
         self.peer_mut(link).resync = None;
+        self.forget_questions_of(link);
         if self.is_active() {
             self.resync_failed(link, "its source cannot be reached".into());
         }

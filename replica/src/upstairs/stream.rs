@@ -12,7 +12,7 @@ use crate::VolumeError;
 
 impl Upstairs {
     /// Sends everything that is in memory and was not sent yet.
-    pub(super) fn pump(&mut self, now: Now, link: LinkId) {
+    pub(super) fn pump(&mut self, link: LinkId) {
         let (commit, trim) = (self.commit, self.trim_position());
         let generation = self.generation;
         let last = self.history.held_to().max(self.history.floor());
@@ -21,9 +21,6 @@ impl Upstairs {
         };
         if peer.stream != Stream::On || !peer.up {
             return;
-        }
-        if peer.sent == peer.durable {
-            peer.progress = now;
         }
         while peer.sent < last {
             let next = peer.sent.next();
@@ -38,9 +35,9 @@ impl Upstairs {
         }
     }
 
-    pub(super) fn pump_all(&mut self, now: Now) {
+    pub(super) fn pump_all(&mut self) {
         for link in self.links() {
-            self.pump(now, link);
+            self.pump(link);
         }
     }
 
@@ -94,6 +91,9 @@ impl Upstairs {
     }
 
     pub(super) fn on_durable(&mut self, now: Now, link: LinkId, header: &Header) {
+        if header.generation != self.generation {
+            return;
+        }
         let upto = Seq(header.seq);
         let peer = self.peer_mut(link);
         peer.credit = peer.credit.max(header.aux);
@@ -212,7 +212,7 @@ impl Upstairs {
             self.ask(now, link, Ask::Cut, &Request::Cut(common));
         } else {
             peer.stream = Stream::On;
-            self.pump(now, link);
+            self.pump(link);
             self.force_sync(now, link);
         }
         true
@@ -221,7 +221,7 @@ impl Upstairs {
     pub(super) fn on_cut(&mut self, now: Now, link: LinkId) {
         if let Stream::Cutting(_) = self.peer(link).stream {
             self.peer_mut(link).stream = Stream::On;
-            self.pump(now, link);
+            self.pump(link);
             self.force_sync(now, link);
         }
     }

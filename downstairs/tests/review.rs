@@ -1,0 +1,272 @@
+//! Findings of the review, each as a test that FAILS while the bug is there.
+//! `cargo test -p trivet-downstairs --features sim --test review`
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+#![cfg(feature = "sim")]
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use trivet_downstairs::disk::Disk;
+use trivet_downstairs::disk::sim::SimDisk;
+use trivet_downstairs::member::MemberState;
+use trivet_downstairs::replica::{ConnId, Out, Replica};
+use trivet_downstairs::{Region, Store};
+use trivet_protocol::frame::{Frame, Header, Kind, ReadMeta};
+use trivet_protocol::message::{self, Refusal, Reply, Request};
+use trivet_protocol::{
+    BLOCK_BYTES, Batch, Block, Entry, Generation, MemberId, MemberInfo, MemberKind, Millis, Now,
+    NullRecorder, Position, Record, RecordVersion, Seq, VolumeId,
+};
+
+const G: Generation = Generation {
+    number: 1,
+    claim: 9,
+};
+
+fn volume() -> VolumeId {
+    VolumeId::from_bytes([7; 16])
+}
+
+fn id() -> MemberId {
+    MemberId::from_bytes([3; 16])
+}
+
+fn record() -> Record {
+    Record {
+        version: RecordVersion::default(),
+        volume: volume(),
+        blocks: 1000,
+        members: vec![MemberInfo {
+            id: id(),
+            node: "n".into(),
+            kind: MemberKind::Replica,
+            opens: 0,
+            durable: Position::default(),
+        }],
+        in_sync: [id()].into(),
+        min_copies: 1,
+        lease: Millis(2000),
+        losses: 0,
+    }
+}
+
+fn open(disk: &SimDisk) -> Replica {
+    let (store, _) = Store::open(Arc::new(disk.dir()), None, Arc::new(NullRecorder)).unwrap();
+    Replica::region(store, Now(0), Arc::new(NullRecorder)).unwrap()
+}
+
+fn replica(disk: &SimDisk) -> Replica {
+    let mut r = Region::new(volume(), id(), 1000);
+    (r.extent_blocks, r.log_bytes) = (64, 256 * 1024);
+    let dir: Arc<dyn Disk> = Arc::new(disk.dir());
+    Store::create(&dir, &r).unwrap();
+    let (mut store, _) = Store::open(dir, None, Arc::new(NullRecorder)).unwrap();
+    let state = MemberState::new(id(), record());
+    store
+        .set_member_state(serde_json::to_vec(&state).unwrap())
+        .unwrap();
+    Replica::region(store, Now(0), Arc::new(NullRecorder)).unwrap()
+}
+
+fn ask(r: &mut Replica, conn: u64, g: Generation, request: &Request) -> Reply {
+    let frame = Frame {
+        header: Header::new(Kind::Request, g, 77),
+        meta: message::encode(request),
+        data: vec![],
+    };
+    let mut out = vec![];
+    r.frame(Now(1), ConnId(conn), frame, &mut out);
+    replies(&out).pop().unwrap()
+}
+
+fn replies(out: &[Out]) -> Vec<Reply> {
+    out.iter()
+        .filter_map(|o| match o {
+            Out::Send(_, f) if f.header.kind == Kind::Reply => {
+                Some(message::decode::<Reply>(&f.meta).unwrap())
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn hello(r: &mut Replica, conn: u64) {
+    r.connected(ConnId(conn));
+    let h = Request::Hello {
+        volume: volume(),
+        member: None,
+        node: "u".into(),
+    };
+    assert!(matches!(
+        ask(r, conn, Generation::NONE, &h),
+        Reply::Welcome(_)
+    ));
+}
+
+fn claim(r: &mut Replica, conn: u64, g: Generation) -> Reply {
+    ask(r, conn, g, &Request::Claim { node: "u".into() })
+}
+
+fn data_frame(kind: Kind, seq: u64, block: u64, fill: u8) -> Frame {
+    long_frame(kind, seq, block, 1, fill)
+}
+
+fn long_frame(kind: Kind, seq: u64, block: u64, count: usize, fill: u8) -> Frame {
+    let data = Bytes::from(vec![fill; count * BLOCK_BYTES]);
+    let e = Entry::new(volume(), Seq(seq), 1, Batch::write(Block(block), data));
+    let mut header = Header::new(kind, G, seq);
+    header.aux = 1;
+    Frame {
+        header,
+        meta: e.encode_meta(),
+        data: e.data,
+    }
+}
+
+fn send(r: &mut Replica, conn: u64, frame: Frame) -> Vec<Out> {
+    let mut out = vec![];
+    r.frame(Now(1), ConnId(conn), frame, &mut out);
+    out
+}
+
+/// Given a connection that its upstairs has given up, with a copy still in the member's socket
+/// buffer; when the upstairs (same generation) has claimed on a new connection and overwritten
+/// the block there; then the copy must not be taken.
+#[test]
+fn a_copy_of_an_earlier_connection_overwrites_a_newer_write() {
+    let mut r = replica(&SimDisk::new());
+    hello(&mut r, 1);
+    assert!(matches!(claim(&mut r, 1, G), Reply::Granted(_)));
+    assert!(send(&mut r, 1, data_frame(Kind::Append, 1, 5, 0x11)).is_empty());
+    hello(&mut r, 2);
+    assert!(matches!(claim(&mut r, 2, G), Reply::Granted(_)));
+    assert!(send(&mut r, 2, data_frame(Kind::Append, 2, 5, 0x22)).is_empty());
+    send(&mut r, 1, data_frame(Kind::Copy, 1, 5, 0x11));
+    let read = r.store().unwrap().read(Block(5), 1).unwrap();
+    assert_eq!(read.data[0], 0x22, "the newer write is gone");
+}
+
+/// Likewise: a Cut that waited on the old connection takes back what the new one was told is
+/// durable.
+#[test]
+fn a_cut_of_an_earlier_connection_takes_back_what_was_reported_durable() {
+    let mut r = replica(&SimDisk::new());
+    hello(&mut r, 1);
+    assert!(matches!(claim(&mut r, 1, G), Reply::Granted(_)));
+    hello(&mut r, 2);
+    assert!(matches!(claim(&mut r, 2, G), Reply::Granted(_)));
+    send(&mut r, 2, data_frame(Kind::Append, 1, 5, 0x22));
+    send(&mut r, 2, Frame::bare(Kind::Sync, G, 1));
+    let job = r.begin_sync().unwrap();
+    let done = job.run();
+    let mut out = vec![];
+    r.sync_done(job, done, &mut out);
+    assert!(out.iter().any(|o| matches!(o, Out::Send(ConnId(2), f)
+        if f.header.kind == Kind::Durable && f.header.seq == 1)));
+    ask(&mut r, 1, G, &Request::Cut(Seq::ZERO));
+    assert_eq!(r.store().unwrap().end().seq, Seq(1), "durable, and cut off");
+}
+
+/// Given a disk that is full for a moment (copy-on-write pool) when a claim is stored; when the
+/// claim is sent again; then it must not be granted without having been stored.
+#[test]
+fn a_claim_refused_for_want_of_space_is_granted_the_second_time_without_being_stored() {
+    let disk = SimDisk::new();
+    let mut r = replica(&disk);
+    hello(&mut r, 1);
+    disk.fail_full("head");
+    assert!(matches!(
+        claim(&mut r, 1, G),
+        Reply::Refused(Refusal::NoSpace(_))
+    ));
+    let second = claim(&mut r, 1, G);
+    drop(r);
+    disk.crash(1);
+    let r = open(&disk);
+    let stored = r.member().state().promise;
+    if matches!(second, Reply::Granted(_)) {
+        assert_eq!(stored, G, "granted, and forgotten by a power cut");
+    }
+}
+
+/// The same with a record: Recorded is said of one that was never stored.
+#[test]
+fn a_record_refused_for_want_of_space_is_confirmed_the_second_time_without_being_stored() {
+    let disk = SimDisk::new();
+    let mut r = replica(&disk);
+    hello(&mut r, 1);
+    assert!(matches!(claim(&mut r, 1, G), Reply::Granted(_)));
+    let mut rec = record();
+    rec.version = RecordVersion {
+        generation: 1,
+        number: 0,
+    };
+    disk.fail_full("head");
+    let put = Request::PutRecord(rec.clone());
+    assert!(matches!(ask(&mut r, 1, G, &put), Reply::Refused(_)));
+    let second = ask(&mut r, 1, G, &put);
+    drop(r);
+    disk.crash(1);
+    let r = open(&disk);
+    if matches!(second, Reply::Recorded(_)) {
+        assert_eq!(
+            r.member().state().record.version,
+            rec.version,
+            "confirmed, not there"
+        );
+    }
+}
+
+/// Given an append that was refused (here: it does not follow, as after a refused BeginResync),
+/// when the Sync behind it is handled, then syncing must come to an end: the server's thread
+/// loops in `run_syncs` as long as one is wanted.
+#[test]
+fn a_sync_beyond_the_end_is_run_for_ever() {
+    let mut r = replica(&SimDisk::new());
+    hello(&mut r, 1);
+    assert!(matches!(claim(&mut r, 1, G), Reply::Granted(_)));
+    send(&mut r, 1, data_frame(Kind::Append, 1000, 5, 0x11));
+    send(&mut r, 1, Frame::bare(Kind::Sync, G, 1000));
+    for _ in 0..1000 {
+        let Some(job) = r.begin_sync() else { return };
+        let done = job.run();
+        r.sync_done(job, done, &mut vec![]);
+    }
+    panic!("still wants a sync after 1000 of them");
+}
+
+/// Given an append that a full pool refused, when a read of the same stream follows, then it must
+/// not be answered with the content before.
+#[test]
+fn a_read_behind_a_refused_append_is_answered_with_what_was_before() {
+    let disk = SimDisk::new();
+    let mut r = replica(&disk);
+    hello(&mut r, 1);
+    assert!(matches!(claim(&mut r, 1, G), Reply::Granted(_)));
+    send(&mut r, 1, data_frame(Kind::Append, 1, 5, 0x11));
+    disk.fail_full("e/");
+    let refused = replies(&send(&mut r, 1, long_frame(Kind::Append, 2, 64, 16, 0x33)));
+    assert!(
+        matches!(refused[..], [Reply::Refused(Refusal::NoSpace(_))]),
+        "{refused:?}"
+    );
+    let mut frame = Frame::bare(Kind::Read, G, 50);
+    frame.meta = ReadMeta {
+        block: 64,
+        count: 1,
+    }
+    .encode();
+    for o in send(&mut r, 1, frame) {
+        if let Out::Read(conn, id, job) = o {
+            let (result, mut out) = (job.run(), vec![]);
+            r.read_done(conn, id, &job, result, &mut out);
+            for o in out {
+                if let Out::Send(_, f) = o
+                    && f.header.kind == Kind::ReadOk
+                {
+                    assert_eq!(f.contiguous_data()[0], 0x33, "old content was served");
+                }
+            }
+        }
+    }
+}

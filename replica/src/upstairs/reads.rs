@@ -293,7 +293,7 @@ impl Upstairs {
                 reader => self.answer_read(now, reader, Ok(v.data.clone())),
             }
             for (bad, _) in op.wanted.tried.iter().filter(|t| t.1) {
-                self.repair(now, *bad, &op, &v);
+                self.repair(*bad, &op, &v);
             }
             return;
         }
@@ -336,7 +336,7 @@ impl Upstairs {
     }
 
     /// Writes a good copy over a bad one, unless something newer was ordered meanwhile.
-    fn repair(&mut self, now: Now, to: LinkId, op: &ReadOp, good: &Verify) {
+    fn repair(&mut self, to: LinkId, op: &ReadOp, good: &Verify) {
         let (block, blocks) = (op.wanted.block, u64::from(op.wanted.count));
         if !self.peer(to).flows() || self.history.touched_since(op.seen, block.0, blocks) {
             return;

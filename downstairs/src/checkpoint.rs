@@ -4,11 +4,11 @@
 //! the state as of its last operation, not on the newest one: what came later stays in the log.
 //! Readers keep looking at the overlay until [`Store::finish_checkpoint`].
 //!
-//! Order: the head vouches for the log as far as it was synced; discards give their space back first (on a full pool that is what makes room); then per
-//! extent data, then metadata; then each touched file is synced; then the head says so. A crash
-//! before the head leaves extents with some blocks newer than the head says, every one of which
-//! the log still describes: replay lays the same content over them, and the next checkpoint
-//! writes it again.
+//! Order: the head vouches for the log as far as it was synced; discards give their space back
+//! first (on a full pool that is what makes room); then per extent data, then metadata; then each
+//! touched file is synced; then the head says so. A crash before the head leaves extents with
+//! some blocks newer than the head says, every one of which the log still describes: replay lays
+//! the same content over them, and the next checkpoint writes it again.
 //!
 //! Bounded by the log (the list of pieces), 1 MiB of data per step, [`MAX_UNSYNCED`] open files.
 

@@ -11,7 +11,8 @@
 //!
 //! ```text
 //! file:  slot 0 copy 0 | slot 1 copy 0 | slot 0 copy 1 | slot 1 copy 1     (SLOT_BYTES each)
-//! copy:  magic 8 | crc32c of all that follows u32 | body length u32 | counter u64 | zero [40] | body
+//! copy:  magic 8 | crc32c of all that follows u32 | body length u32 | counter u64 | zero [40] |
+//!        body
 //! ```
 
 use std::io::IoSlice;

@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mounted = mount(fs.clone(), Path::new(dir), &FuseOptions::default())?;
     println!("mounted on {dir}; unmount it to end");
     while mounted.is_alive() {
+        // The kernel tells nobody who waits; late by this much hurts nobody.
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     mounted.unmount()?;

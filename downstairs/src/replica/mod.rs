@@ -186,7 +186,13 @@ impl Replica {
             format!(
                 "end {:?} durable {:?} commit {} checkpointed {:?} tail {} log {used} of {size} bytes, \
                  mixed {:?}, poisoned {:?}",
-                s.end(), s.durable(), s.commit(), s.checkpointed(), s.tail(), s.mixed(), s.poisoned()
+                s.end(),
+                s.durable(),
+                s.commit(),
+                s.checkpointed(),
+                s.tail(),
+                s.mixed(),
+                s.poisoned()
             )
         });
         format!(

@@ -1,3 +1,5 @@
+//! A store by itself: append, sync, commit, checkpoint, open again.
+
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -1,3 +1,5 @@
+//! The tree beside a map of the standard library, through random changes.
+
 use std::collections::{BTreeMap, HashMap};
 
 use super::*;

@@ -56,6 +56,7 @@ impl Notify {
             match queue.try_send(notice) {
                 Err(TrySendError::Full(back)) if Instant::now() < until => {
                     notice = back;
+                    // The queue takes no waiter with a bound; a slot is free when one is sent.
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 _ => return,

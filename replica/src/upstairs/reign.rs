@@ -4,9 +4,9 @@
 //! does a single one once our own lease has run out. Otherwise a
 //! minority can only have been won by an attempt that came to nothing (invariant 1 gives it no
 //! right to serve); but those members will take nothing from this generation ever again. So,
-//! once such a member is there and has nothing else to wait for, we begin a *new reign*: submissions
-//! wait, everything is made durable, the promises are handed back, and the same upstairs claims
-//! the next number. Nothing completed is lost; callers see a short pause.
+//! once such a member is there and has nothing else to wait for, we begin a *new reign*:
+//! submissions wait, everything is made durable, the promises are handed back, and the same
+//! upstairs claims the next number. Nothing completed is lost; callers see a short pause.
 
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::{MemberId, Millis, Now};

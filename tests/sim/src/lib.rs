@@ -2,6 +2,13 @@
 //! over simulated network, time and disks. One seed is one world; the same seed gives the same
 //! trace.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod faults;
 mod model;
 mod world;

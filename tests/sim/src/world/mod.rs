@@ -1,0 +1,497 @@
+//! The simulated world: nodes with disks, upstairs that come and go, connections, time.
+
+use std::cmp::Reverse;
+mod client;
+mod net;
+mod nodes;
+mod ups;
+
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use trivet_downstairs::checkpoint::CheckpointJob;
+use trivet_downstairs::disk::Disk;
+use trivet_downstairs::disk::sim::{Rng, SimDisk, Snapshot};
+use trivet_downstairs::member::MemberState;
+use trivet_downstairs::replica::{ConnId, Out, Replica};
+use trivet_downstairs::store::{ReadJob, SyncJob};
+use trivet_downstairs::{Region, Store, StoreError};
+use trivet_protocol::breaks::{self, Break};
+use trivet_protocol::entry::BatchOp;
+use trivet_protocol::frame::{Frame, Kind};
+use trivet_protocol::{
+    BLOCK_BYTES, Batch, Block, MemberId, MemberInfo, MemberKind, Millis, Now, NullRecorder,
+    Position, Record, RecordVersion, Seq, VolumeId,
+};
+use trivet_replica::upstairs::{
+    ActivateOptions, Config, Effect, Limits, LinkId, Prepared, Submitted, Upstairs, WaitId,
+};
+
+use crate::model::{Model, ModelOp, Tag, Versions, apply};
+use crate::{Options, Outcome};
+
+/// Blocks in the volume.
+pub const BLOCKS: u64 = 160;
+const LOG_BYTES: u64 = 512 * 1024;
+pub const MS: u64 = 1_000_000;
+/// Faults happen until then; afterwards everything must heal.
+const FAULTS_END: u64 = 14_000 * MS;
+/// By then everything must be well again.
+const END: u64 = 34_000 * MS;
+/// Events in one world, at most: a world that spins is a failure.
+const MAX_EVENTS: u64 = 3_000_000;
+
+/// A clock that starts anywhere and drifts within the bound of the design.
+#[derive(Clone, Copy)]
+pub struct Clock {
+    offset: u64,
+    ppm: i64,
+}
+
+impl Clock {
+    fn new(rng: &mut Rng) -> Clock {
+        // Two clocks differ by at most 1 %.
+        Clock {
+            offset: rng.below(1 << 40),
+            ppm: rng.below(10_000) as i64 - 5_000,
+        }
+    }
+
+    fn now(&self, t: u64) -> Now {
+        let drift = (i128::from(t) * i128::from(self.ppm) / 1_000_000) as i64;
+        Now(self.offset + t.saturating_add_signed(drift))
+    }
+}
+
+/// One machine with a member on it.
+pub struct Node {
+    pub disk: SimDisk,
+    pub id: MemberId,
+    pub replica: Option<Replica>,
+    /// Goes up with each start and stop: what was under way before is void.
+    pub boot: u64,
+    pub clock: Clock,
+    pub paused_until: u64,
+    /// Syncs take up to this long.
+    pub sync_nanos: u64,
+    /// Its disk was lost: it never comes back by itself.
+    pub lost: bool,
+    pub backup: Option<(u64, Snapshot)>,
+    sync: Option<SyncJob>,
+    checkpoint: Option<CheckpointJob>,
+    conns: Vec<u64>,
+}
+
+/// One place where an upstairs may run.
+pub struct Up {
+    pub core: Option<Upstairs>,
+    pub incarnation: u64,
+    pub clock: Clock,
+    pub paused_until: u64,
+    links: Vec<Option<u64>>,
+    waits: BTreeMap<WaitId, Wait>,
+    next_wait: u64,
+    versions: Versions,
+    content: Vec<Tag>,
+    parked: Option<(Arc<Prepared>, ModelOp)>,
+    /// The incarnation whose client runs already.
+    client: u64,
+    /// Flush and leave in order.
+    leaving: bool,
+}
+
+enum Wait {
+    Flush,
+    Read { block: u64, count: u64, since: Seq },
+    LeaveFlush,
+}
+
+struct Conn {
+    up: usize,
+    up_incarnation: u64,
+    node: usize,
+    boot: u64,
+    open_up: bool,
+    open_node: bool,
+    /// A message was lost in this direction: nothing after it arrives.
+    broken: [bool; 2],
+    last: [u64; 2],
+}
+
+pub enum Event {
+    Tick(usize, u64),
+    Connect(usize, u64, usize),
+    ToMember(u64, Frame),
+    ToUp(u64, Frame),
+    EndAtUp(u64),
+    EndAtNode(u64),
+    SyncDone(usize, u64),
+    ReadDone(usize, u64, ConnId, u64, Box<ReadJob>),
+    Checkpoint(usize, u64),
+    Client(usize, u64),
+    Promote(usize),
+    Start(usize),
+    Fault,
+    Heal(usize, usize, usize),
+    Fast(usize),
+    Gone(usize, u64),
+}
+
+struct Queued(u64, u64, Event);
+impl PartialEq for Queued {
+    fn eq(&self, o: &Self) -> bool {
+        (self.0, self.1) == (o.0, o.1)
+    }
+}
+impl Eq for Queued {}
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, o: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(o))
+    }
+}
+impl Ord for Queued {
+    fn cmp(&self, o: &Self) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(o.0, o.1))
+    }
+}
+
+/// See the module's head.
+pub struct World {
+    pub rng: Rng,
+    pub time: u64,
+    seed: u64,
+    trace: bool,
+    hash: u64,
+    events: u64,
+    queue: BinaryHeap<Reverse<Queued>>,
+    order: u64,
+    pub nodes: Vec<Node>,
+    pub ups: Vec<Up>,
+    conns: BTreeMap<u64, Conn>,
+    next_conn: u64,
+    /// cut[up][node][direction]: messages vanish.
+    pub cut: Vec<Vec<[bool; 2]>>,
+    /// Claims of this upstairs are held up on their way, until when and for how long.
+    pub late_claims: Option<(usize, u64, u64)>,
+    /// The one node whose data may be harmed for good in this world.
+    pub victim: usize,
+    pub harmed: bool,
+    /// The victim cannot come back under its old identity.
+    pub gone_for_good: bool,
+    pub healing: bool,
+    volume: VolumeId,
+    model: Model,
+    next_tag: Tag,
+    violation: Option<String>,
+    operations: u64,
+}
+
+impl World {
+    pub fn new(options: &Options) -> World {
+        let mut rng = Rng(options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let volume = VolumeId::from_bytes([7; 16]);
+        let n = 3;
+        let ids: Vec<_> = (0..n)
+            .map(|i| MemberId::from_bytes([i as u8 + 1; 16]))
+            .collect();
+        let mut nodes = Vec::new();
+        for id in &ids {
+            let disk = SimDisk::new();
+            create(&disk, volume, *id, &ids);
+            nodes.push(Node {
+                disk,
+                id: *id,
+                replica: None,
+                boot: 0,
+                clock: Clock::new(&mut rng),
+                paused_until: 0,
+                sync_nanos: 2 * MS,
+                lost: false,
+                backup: None,
+                sync: None,
+                checkpoint: None,
+                conns: Vec::new(),
+            });
+        }
+        let ups = (0..n).map(|_| Up {
+            core: None,
+            incarnation: 0,
+            clock: Clock::new(&mut rng),
+            paused_until: 0,
+            links: vec![None; n],
+            waits: BTreeMap::new(),
+            next_wait: 0,
+            versions: Versions::default(),
+            content: Vec::new(),
+            parked: None,
+            client: 0,
+            leaving: false,
+        });
+        let ups = ups.collect();
+        let victim = rng.below(n as u64) as usize;
+        World {
+            rng,
+            time: 0,
+            seed: options.seed,
+            trace: options.trace,
+            hash: 0xcbf2_9ce4_8422_2325,
+            events: 0,
+            queue: BinaryHeap::new(),
+            order: 0,
+            nodes,
+            ups,
+            conns: BTreeMap::new(),
+            next_conn: 1,
+            cut: vec![vec![[false; 2]; n]; n],
+            late_claims: None,
+            victim,
+            harmed: false,
+            gone_for_good: false,
+            healing: false,
+            volume,
+            model: Model::default(),
+            next_tag: 1,
+            violation: None,
+            operations: 0,
+        }
+    }
+
+    pub fn say(&mut self, text: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:>12.6} {}", self.time as f64 / 1e9, text());
+        }
+    }
+
+    fn mix(&mut self, x: u64) {
+        self.hash = (self.hash ^ x)
+            .wrapping_mul(0x0100_0000_01b3)
+            .rotate_left(17);
+    }
+
+    pub fn at(&mut self, time: u64, event: Event) {
+        self.order += 1;
+        self.queue.push(Reverse(Queued(time, self.order, event)));
+    }
+
+    pub fn after(&mut self, nanos: u64, event: Event) {
+        self.at(self.time + nanos, event);
+    }
+
+    fn check(&mut self, result: Result<(), String>) {
+        if let Err(why) = result {
+            self.say(|| format!("VIOLATION {why}"));
+            self.violation.get_or_insert(why);
+        }
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// The first violation.
+    pub fn run(mut self) -> Result<Outcome, String> {
+        for node in 0..self.nodes.len() {
+            self.start_node(node);
+        }
+        self.at(0, Event::Promote(0));
+        let first = self.rng.below(400 * MS);
+        self.at(first, Event::Fault);
+        while let Some(Reverse(Queued(time, _, event))) = self.queue.pop() {
+            self.time = self.time.max(time);
+            self.events += 1;
+            self.mix(time);
+            if !self.healing && self.time >= FAULTS_END {
+                self.heal_everything();
+            }
+            self.event(event);
+            if let Some(why) = self.violation.take() {
+                return Err(format!(
+                    "{why}\n  at {:.6} s of seed {}",
+                    self.time as f64 / 1e9,
+                    self.seed
+                ));
+            }
+            if self.events > MAX_EVENTS {
+                return Err(format!("liveness: {MAX_EVENTS} events and no end"));
+            }
+            if self.time >= END || (self.healing && self.is_well()) {
+                break;
+            }
+        }
+        self.finish()
+    }
+
+    fn is_well(&self) -> bool {
+        let Some(core) = self
+            .ups
+            .iter()
+            .filter_map(|u| u.core.as_ref())
+            .find(|c| c.is_active())
+        else {
+            return false;
+        };
+        let whole = self.nodes.len() - usize::from(self.gone_for_good);
+        core.record()
+            .is_some_and(|r| r.in_sync.len() >= whole.min(3))
+            && core.record_settled()
+            && core.commit() == core.last()
+            && core
+                .status(Now(0))
+                .members
+                .iter()
+                .all(|m| !m.in_sync || m.durable == core.last())
+            && self.time > FAULTS_END + 3_000 * MS
+            && self.model.acked() as u64 == core.last().0
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Tick(up, inc) => self.tick(up, inc),
+            Event::Connect(up, inc, node) => self.connect(up, inc, node),
+            Event::ToMember(conn, frame) => self.deliver_to_member(conn, frame),
+            Event::ToUp(conn, frame) => self.deliver_to_up(conn, frame),
+            Event::EndAtUp(conn) => self.end_at_up(conn),
+            Event::EndAtNode(conn) => self.end_at_node(conn),
+            Event::SyncDone(node, boot) => self.sync_done(node, boot),
+            Event::ReadDone(node, boot, conn, id, job) => {
+                self.read_done(node, boot, conn, id, job);
+            }
+            Event::Checkpoint(node, boot) => self.checkpoint_step(node, boot),
+            Event::Client(up, inc) => self.client(up, inc),
+            Event::Promote(up) => self.promote(up),
+            Event::Start(node) => self.start_node(node),
+            Event::Fault => self.fault(),
+            Event::Heal(up, node, direction) => self.cut[up][node][direction] = false,
+            Event::Gone(up, inc) => {
+                if self.ups[up].incarnation == inc {
+                    self.stop_up(up);
+                }
+            }
+            Event::Fast(node) => self.nodes[node].sync_nanos = 2 * MS,
+        }
+    }
+
+    // ---- the end ----
+
+    fn heal_everything(&mut self) {
+        self.healing = true;
+        self.say(|| "faults end; everything must heal".into());
+        for cut in self.cut.iter_mut().flatten() {
+            *cut = [false; 2];
+        }
+        for node in 0..self.nodes.len() {
+            self.nodes[node].sync_nanos = 2 * MS;
+            self.nodes[node].disk.heal();
+            self.nodes[node].disk.set_capacity(None);
+            self.at(self.time, Event::Start(node));
+        }
+        let up = self.rng.below(self.ups.len() as u64) as usize;
+        self.after(500 * MS, Event::Promote(up));
+    }
+
+    fn finish(mut self) -> Result<Outcome, String> {
+        let seed = self.seed;
+        let fail = |why: String| Err(format!("{why}\n  at the end of seed {seed}"));
+        let Some(up) = self
+            .ups
+            .iter()
+            .position(|u| u.core.as_ref().is_some_and(Upstairs::is_active))
+        else {
+            self.describe_nodes();
+            return fail("liveness: nobody is active although everything was healed".into());
+        };
+        if !self.is_well() {
+            self.describe_nodes();
+            let core = self.ups[up].core.as_ref();
+            let status = core.map(|c| c.status(self.ups[up].clock.now(self.time)));
+            return fail(format!("liveness: not redundant again: {status:#?}"));
+        }
+        // Every replica in sync holds, block by block, what the history says (scrub).
+        let Some(core) = &self.ups[up].core else {
+            return fail("gone".into());
+        };
+        let table = core.table().clone();
+        let in_sync = core.record().map(|r| r.in_sync.clone()).unwrap_or_default();
+        let content = self.model.content_of(&table, BLOCKS)?;
+        for i in 0..self.nodes.len() {
+            if !in_sync.contains(&self.nodes[i].id) {
+                continue;
+            }
+            let Some(store) = self.nodes[i].replica.as_ref().and_then(Replica::store) else {
+                return fail(format!("node {i} is in sync and not running"));
+            };
+            if self.harmed && i == self.victim {
+                continue;
+            }
+            for (block, tag) in content.iter().enumerate() {
+                let read = store
+                    .read(Block(block as u64), 1)
+                    .map_err(|e| e.to_string())?;
+                let have = tag_of(&read.data);
+                if have != *tag {
+                    return fail(format!(
+                        "I4: node {i} is in sync and holds {have:#x} in block {block}; {tag:#x} is due"
+                    ));
+                }
+            }
+        }
+        self.mix(self.operations);
+        Ok(Outcome {
+            operations: self.operations,
+            acks: self.model.acks,
+            reads: self.model.reads,
+            activations: self.model.activations,
+            trace: self.hash,
+        })
+    }
+}
+
+fn is_claim(frame: &Frame) -> bool {
+    use trivet_protocol::message::{Request, decode};
+    frame.header.kind == Kind::Request && matches!(decode(&frame.meta), Ok(Request::Claim { .. }))
+}
+
+fn content_of(tag: Tag) -> impl Iterator<Item = u8> {
+    tag.to_le_bytes().into_iter().cycle().take(BLOCK_BYTES)
+}
+
+fn tag_of(data: &[u8]) -> Tag {
+    let mut raw = [0; 8];
+    raw.copy_from_slice(&data[..8]);
+    Tag::from_le_bytes(raw)
+}
+
+/// Creates the volume's region on one node.
+fn create(disk: &SimDisk, volume: VolumeId, id: MemberId, ids: &[MemberId]) {
+    let info = |id: &MemberId| MemberInfo {
+        id: *id,
+        node: format!("n{}", id.bytes()[0] - 1),
+        kind: MemberKind::Replica,
+        opens: 0,
+        durable: Position::default(),
+    };
+    let record = Record {
+        version: RecordVersion::default(),
+        volume,
+        blocks: BLOCKS,
+        members: ids.iter().map(info).collect(),
+        in_sync: ids.iter().copied().collect(),
+        min_copies: 2,
+        lease: Millis(2000),
+        losses: 0,
+    };
+    let mut region = Region::new(volume, id, BLOCKS);
+    region.extent_blocks = 64;
+    region.log_bytes = LOG_BYTES;
+    let dir: Arc<dyn Disk> = Arc::new(disk.dir());
+    Store::create(&dir, &region).expect("a fresh simulated disk takes a region");
+    let (mut store, _) =
+        Store::open(dir, None, Arc::new(NullRecorder)).expect("it was just created");
+    let state = MemberState::new(id, record);
+    let raw = serde_json::to_vec(&state).expect("plain data");
+    store
+        .set_member_state(raw)
+        .expect("a fresh simulated disk takes a state");
+    store.close().expect("a fresh simulated disk syncs");
+}

@@ -1,0 +1,197 @@
+//! The members: starting, stopping, and the jobs that their disks do.
+
+use super::*;
+
+impl World {
+    pub fn start_node(&mut self, node: usize) {
+        if self.nodes[node].replica.is_some() {
+            return;
+        }
+        let ids: Vec<_> = self.nodes.iter().map(|n| n.id).collect();
+        let volume = self.volume;
+        let n = &mut self.nodes[node];
+        if n.lost {
+            if !breaks::on(Break::WipedVotes) {
+                return;
+            }
+            // The mistake: an empty replica under the old identity.
+            create(&n.disk, volume, n.id, &ids);
+            n.lost = false;
+        }
+        n.boot += 1;
+        let disk: Arc<dyn Disk> = Arc::new(n.disk.dir());
+        let now = n.clock.now(self.time);
+        let recorder = Arc::new(NullRecorder);
+        let opened = Store::open(disk, Some((volume, n.id)), recorder.clone())
+            .and_then(|(store, report)| Ok((Replica::region(store, now, recorder)?, report)));
+        match opened {
+            Ok((replica, report)) => {
+                let end = replica.store().map(Store::end).unwrap_or_default();
+                n.replica = Some(replica);
+                self.say(|| format!("node {node} starts at {end:?}, tail {:?}", report.tail));
+            }
+            Err(e) => {
+                // Only harm done to the victim, or a passing I/O error, may keep a region shut.
+                self.say(|| format!("node {node} cannot start: {e}"));
+                let passing = matches!(e, StoreError::Io { .. } | StoreError::NoSpace { .. });
+                if passing {
+                    self.after(200 * MS, Event::Start(node));
+                } else if node == self.victim && self.harmed {
+                    self.nodes[node].lost = true;
+                    self.gone_for_good = true;
+                } else {
+                    self.check(Err(format!(
+                        "a region that was never harmed does not open: {e}"
+                    )));
+                }
+            }
+        }
+    }
+
+    /// The process ends; its connections break a little later.
+    pub fn stop_node(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        if n.replica.take().is_none() {
+            return;
+        }
+        n.boot += 1;
+        n.sync = None;
+        n.checkpoint = None;
+        for conn in std::mem::take(&mut self.nodes[node].conns) {
+            self.break_conn(conn);
+        }
+    }
+
+    pub(super) fn boot_ok(&self, node: usize, boot: u64) -> bool {
+        self.nodes[node].boot == boot && self.nodes[node].replica.is_some()
+    }
+
+    /// Puts an event off while a node is paused. True if it was.
+    pub(super) fn put_off(&mut self, until: u64, event: Event) -> Option<Event> {
+        if until > self.time {
+            self.at(until, event);
+            return None;
+        }
+        Some(event)
+    }
+
+    pub(super) fn perform(&mut self, node: usize, outs: Vec<Out>) {
+        let boot = self.nodes[node].boot;
+        for out in outs {
+            match out {
+                Out::Send(conn, frame) => self.send(conn.0, 1, frame),
+                Out::Read(conn, id, job) => {
+                    let nanos = 20_000 + self.rng.below(MS);
+                    self.after(nanos, Event::ReadDone(node, boot, conn, id, Box::new(job)));
+                }
+                Out::Close(conn, why) => {
+                    self.say(|| format!("node {node} closes a connection: {why}"));
+                    self.break_conn(conn.0);
+                }
+            }
+        }
+        self.drive_node(node);
+        // What a daemon does with a region that trusts its disk no longer: it opens it anew.
+        let store = self.nodes[node].replica.as_ref().and_then(Replica::store);
+        if store.is_some_and(|s| s.poisoned().is_some()) {
+            self.say(|| format!("node {node}: its region is poisoned and is opened anew"));
+            self.stop_node(node);
+            self.after(100 * MS, Event::Start(node));
+        }
+    }
+
+    pub(super) fn drive_node(&mut self, node: usize) {
+        let (boot, nanos) = (self.nodes[node].boot, self.nodes[node].sync_nanos);
+        let Some(replica) = &mut self.nodes[node].replica else {
+            return;
+        };
+        if let Some(job) = replica.begin_sync() {
+            self.nodes[node].sync = Some(job);
+            let delay = 50_000 + self.rng.below(nanos);
+            self.after(delay, Event::SyncDone(node, boot));
+        }
+        let Some(replica) = &mut self.nodes[node].replica else {
+            return;
+        };
+        if let Some(job) = replica.begin_checkpoint() {
+            self.nodes[node].checkpoint = Some(job);
+            self.after(10_000, Event::Checkpoint(node, boot));
+        }
+    }
+
+    pub(super) fn sync_done(&mut self, node: usize, boot: u64) {
+        let until = self.nodes[node].paused_until;
+        let Some(Event::SyncDone(..)) = self.put_off(until, Event::SyncDone(node, boot)) else {
+            return;
+        };
+        if !self.boot_ok(node, boot) {
+            return;
+        }
+        let Some(job) = self.nodes[node].sync.take() else {
+            return;
+        };
+        let result = job.run();
+        if let Err(e) = &result {
+            let e = e.to_string();
+            self.say(|| format!("node {node}: {e}"));
+        }
+        let mut out = Vec::new();
+        if let Some(r) = &mut self.nodes[node].replica {
+            r.sync_done(job, result, &mut out);
+        }
+        self.perform(node, out);
+    }
+
+    pub(super) fn read_done(
+        &mut self,
+        node: usize,
+        boot: u64,
+        conn: ConnId,
+        id: u64,
+        job: Box<ReadJob>,
+    ) {
+        let until = self.nodes[node].paused_until;
+        let event = Event::ReadDone(node, boot, conn, id, job);
+        let Some(Event::ReadDone(.., job)) = self.put_off(until, event) else {
+            return;
+        };
+        if !self.boot_ok(node, boot) {
+            return;
+        }
+        let result = job.run();
+        let mut out = Vec::new();
+        if let Some(r) = &mut self.nodes[node].replica {
+            r.read_done(conn, id, &job, result, &mut out);
+        }
+        self.perform(node, out);
+    }
+
+    pub(super) fn checkpoint_step(&mut self, node: usize, boot: u64) {
+        use trivet_downstairs::checkpoint::Step;
+        let until = self.nodes[node].paused_until;
+        if self.put_off(until, Event::Checkpoint(node, boot)).is_none() {
+            return;
+        }
+        if !self.boot_ok(node, boot) {
+            return;
+        }
+        let Some(job) = &mut self.nodes[node].checkpoint else {
+            return;
+        };
+        let step = job.step();
+        if matches!(step, Ok(Step::More)) {
+            let nanos = 50_000 + self.rng.below(2 * MS);
+            self.after(nanos, Event::Checkpoint(node, boot));
+            return;
+        }
+        let Some(job) = self.nodes[node].checkpoint.take() else {
+            return;
+        };
+        let now = self.nodes[node].clock.now(self.time);
+        let mut out = Vec::new();
+        if let Some(r) = &mut self.nodes[node].replica {
+            r.checkpoint_done(now, job, step, &mut out);
+        }
+        self.perform(node, out);
+    }
+}

@@ -172,7 +172,9 @@ impl Upstairs {
         let set: Vec<_> = self.all_sets().collect();
         let all_bad = !set.is_empty() && set.iter().all(|m| self.link_of(*m).is_some_and(bad));
         let patience = self.config.limits.lapse_patience;
-        if !all_bad && now.since(wanted.since) < patience {
+        // With fewer copies than the policy asks for, a good one may still be on its way back.
+        let hope = !all_bad || self.below_policy();
+        if hope && now.since(wanted.since) < patience {
             // Somebody may be back soon. Who was only slow may be asked again.
             wanted.tried.retain(|t| t.1);
             self.reads.parked.push(wanted);

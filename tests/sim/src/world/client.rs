@@ -99,7 +99,15 @@ impl World {
                 }
             }
             Err(trivet_replica::VolumeError::Unreadable { block, why }) => {
-                // One replica at most was harmed: another must have served.
+                // One replica at most was harmed: another must have served, where there is one.
+                let copies = self.ups[up]
+                    .core
+                    .as_ref()
+                    .and_then(|c| c.record())
+                    .map_or(0, |r| r.in_sync.len());
+                if copies < 2 {
+                    return;
+                }
                 self.check(Err(format!("I7: block {block} unreadable: {why}")));
             }
             Err(_) => {}

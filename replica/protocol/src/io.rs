@@ -50,6 +50,11 @@ impl<R: Read> FrameReader<R> {
         }
     }
 
+    /// The stream itself, for its options; what was read ahead is not in it any more.
+    pub fn get_ref(&self) -> &R {
+        &self.inner
+    }
+
     /// Whether another whole frame is in the buffer already, so that reading it will not wait.
     pub fn has_buffered_frame(&self) -> bool {
         let have = &self.buffer[self.start..self.end];

@@ -30,6 +30,17 @@ pub enum ReadError {
     Frame(#[from] FrameError),
 }
 
+impl ReadError {
+    /// Whether it is about who we are or what we speak, and so stays until somebody acts.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            ReadError::Closed => false,
+            ReadError::Io(e) => e.kind() == io::ErrorKind::PermissionDenied,
+            ReadError::Frame(e) => matches!(e, FrameError::Magic(_) | FrameError::Version { .. }),
+        }
+    }
+}
+
 /// Reads frames; bounded to its buffer and one frame.
 #[derive(Debug)]
 pub struct FrameReader<R> {

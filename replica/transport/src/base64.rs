@@ -62,7 +62,16 @@ mod tests {
             assert_eq!(encode(raw.as_bytes()), text);
             assert_eq!(decode(text).unwrap(), raw.as_bytes());
         }
-        for bad in ["Zg", "Zg=", "Zh==", "Zm9v====", "====", "Z===", "Zm 9", "Zm9\u{e9}"] {
+        for bad in [
+            "Zg",
+            "Zg=",
+            "Zh==",
+            "Zm9v====",
+            "====",
+            "Z===",
+            "Zm 9",
+            "Zm9\u{e9}",
+        ] {
             assert_eq!(decode(bad), None, "{bad}");
         }
     }

@@ -199,11 +199,7 @@ impl Read for Reader {
 }
 
 /// As much text as there is room for and ciphertext gives; no waiting. `from` moves on.
-fn decrypt(
-    state: &mut rustls::Connection,
-    from: &mut &[u8],
-    out: &mut [u8],
-) -> io::Result<usize> {
+fn decrypt(state: &mut rustls::Connection, from: &mut &[u8], out: &mut [u8]) -> io::Result<usize> {
     let mut got = 0;
     loop {
         match state.reader().read(&mut out[got..]) {
@@ -220,7 +216,7 @@ fn decrypt(
     }
 }
 
-/// What the other side's alert means to a person.
+/// What the other side's alert means to a person; `PermissionDenied` if it knows us not.
 fn damaged(e: rustls::Error) -> io::Error {
     use rustls::AlertDescription as Alert;
     let refused = match &e {
@@ -230,14 +226,19 @@ fn damaged(e: rustls::Error) -> io::Error {
         ),
         _ => false,
     };
-    let why = match refused {
-        true => "the peer refused this node's key; is it in the peer's list of peers?".to_owned(),
-        false => format!("TLS: {e}"),
-    };
-    io::Error::new(io::ErrorKind::ConnectionAborted, why)
+    if refused {
+        let why = "it refused this node's key; is that in its list of peers?";
+        return io::Error::new(io::ErrorKind::PermissionDenied, why);
+    }
+    io::Error::new(io::ErrorKind::ConnectionAborted, format!("TLS: {e}"))
 }
 
 impl Reader {
+    /// Where the other end is.
+    pub fn address(&self) -> SocketAddr {
+        self.shared.address
+    }
+
     /// From now on reads fail with `TimedOut` at this time; `None`: never. A peer that sends a
     /// byte now and then does not gain time.
     ///
@@ -324,6 +325,12 @@ impl Writer {
             Some(tls) => lock(&tls.out).send(&self.shared.socket, SendFlags::DONTWAIT),
             None => Ok(()),
         }
+    }
+
+    /// Whether something that was taken is still on its way out of this process.
+    pub fn has_pending(&self) -> bool {
+        let tls = self.shared.tls.as_ref();
+        tls.is_some_and(|tls| !lock(&tls.out).is_empty())
     }
 
     /// Takes something and sends it, waiting as long as [`Writer::set_write_timeout`] allows.

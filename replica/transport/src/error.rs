@@ -39,10 +39,7 @@ pub enum TransportError {
         "{address} has the key {key}, which is not in the list of peers; add it there if it \
          belongs to the cluster"
     )]
-    Stranger {
-        address: SocketAddr,
-        key: PublicKey,
-    },
+    Stranger { address: SocketAddr, key: PublicKey },
     #[error(
         "{address} is {found}, not {expected}; check the addresses in the configuration of both"
     )]

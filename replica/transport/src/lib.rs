@@ -56,5 +56,5 @@ mod tls;
 pub use conn::{Connection, Reader, Writer};
 pub use error::{Result, TransportError};
 pub use key::{Identity, PublicKey};
-pub use peers::{Peer, PeerSet, Peers, Role};
+pub use peers::{Entry, Peer, PeerSet, Peers, Role};
 pub use security::{Expect, Security};

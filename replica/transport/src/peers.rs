@@ -182,6 +182,17 @@ impl PeerSet {
         })
     }
 
+    /// Writes a list in the form that [`PeerSet::load`] reads, replacing what was there.
+    ///
+    /// # Errors
+    /// The list makes no sense, or the disk fails.
+    pub fn save(path: &Path, entries: Vec<Entry>) -> Result<()> {
+        PeerSet::new(entries.clone())?;
+        let text = toml::to_string(&File { peer: entries })
+            .map_err(|e| TransportError::Peers(e.to_string()))?;
+        std::fs::write(path, text).map_err(TransportError::io("write", path))
+    }
+
     /// The peer with this key.
     pub fn by_key(&self, key: &PublicKey) -> Option<&Peer> {
         self.by_key.get(key)
@@ -307,12 +318,9 @@ mod tests {
             entry("ct7", Role::Exporter),
             entry("ann", Role::Operator),
         ];
-        let file = File {
-            peer: entries.to_vec(),
-        };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("peers.toml");
-        std::fs::write(&path, toml::to_string(&file).unwrap()).unwrap();
+        PeerSet::save(&path, entries.to_vec()).unwrap();
         let set = PeerSet::load(&path).unwrap();
         assert_eq!(set, PeerSet::new(entries.clone()).unwrap());
         assert_eq!(set.by_name("ct7").unwrap().role, Role::Exporter);

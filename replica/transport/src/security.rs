@@ -3,8 +3,8 @@
 //! A handshake has a total time, however its bytes trickle in, and is over before anything above
 //! sees the connection.
 
-use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Read};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,9 @@ use crate::error::{Result, TransportError};
 use crate::key::{Identity, PublicKey};
 use crate::peers::{Peer, Peers};
 use crate::tls::{Configs, stranger};
+
+/// Who is refused has this long to hear why.
+const LINGER: Duration = Duration::from_millis(200);
 
 /// Whom one means to reach. On a plain connection nobody is known, and nothing is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -262,11 +265,26 @@ fn shake(
             Err(e) => return Err(e.into()),
         }
         if let Err(e) = state.process_new_packets() {
-            // The alert tells the other side why, as far as it goes without waiting.
-            let _ = socket.set_write_timeout(Some(Duration::from_millis(100)));
-            let _ = state.write_tls(&mut socket);
+            say_why(socket, state);
             return Err(Shake::Tls(e));
         }
     }
     Ok(())
+}
+
+/// Tells the other side why, and takes what it had sent already: closing before that would reset
+/// the connection, and the alert be lost. Both within bounds, and neither matters if it fails.
+fn say_why(mut socket: &TcpStream, state: &mut rustls::Connection) {
+    let until = Instant::now() + LINGER;
+    let _ = socket.set_write_timeout(Some(LINGER));
+    if state.write_tls(&mut socket).is_err() || socket.shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let mut sink = [0; 4096];
+    while let Ok(left) = time_left(until) {
+        let _ = socket.set_read_timeout(Some(left));
+        if !matches!(socket.read(&mut sink), Ok(1..)) {
+            return;
+        }
+    }
 }

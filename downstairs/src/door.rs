@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use trivet_protocol::Recorder;
-use trivet_protocol::frame::Frame;
-use trivet_protocol::io::FrameReader;
+use trivet_protocol::frame::{Frame, FrameError, Header, Kind, Versions};
+use trivet_protocol::io::{FrameReader, FrameWriter};
+use trivet_protocol::message::{self, Refusal, Reply};
+use trivet_protocol::{Generation, Recorder};
 use trivet_transport::{Reader, Security, TransportError, Writer};
 
 use crate::replica::ConnId;
@@ -31,9 +32,19 @@ const TELL: Duration = Duration::from_secs(60);
 /// Addresses remembered for that, at most.
 const MAX_TOLD: usize = 256;
 
+/// A connection that got in.
+pub(crate) struct Greeted {
+    pub(crate) id: ConnId,
+    /// What it began with.
+    pub(crate) first: Frame,
+    /// To be spoken.
+    pub(crate) version: u16,
+    pub(crate) reader: FrameReader<Reader>,
+    pub(crate) writer: Writer,
+}
+
 /// Serves one connection to its end; what it returns is told as a refusal.
-pub(crate) type Serve =
-    Box<dyn Fn(ConnId, Frame, FrameReader<Reader>, Writer) -> Result<(), String> + Send + Sync>;
+pub(crate) type Serve = Box<dyn Fn(Greeted) -> Result<(), String> + Send + Sync>;
 
 /// See the module's head.
 pub(crate) struct Door {
@@ -44,6 +55,7 @@ pub(crate) struct Door {
 
 struct Inner {
     security: Security,
+    versions: Versions,
     recorder: Arc<dyn Recorder>,
     serve: Serve,
     rooms: Mutex<Rooms>,
@@ -87,6 +99,7 @@ impl Door {
     pub(crate) fn open(
         listen: SocketAddr,
         security: Security,
+        versions: Versions,
         recorder: Arc<dyn Recorder>,
         serve: Serve,
     ) -> Result<Door, TransportError> {
@@ -99,6 +112,7 @@ impl Door {
         let address = listener.local_addr().map_err(failed)?;
         let inner = Arc::new(Inner {
             security,
+            versions,
             recorder,
             serve,
             rooms: Mutex::default(),
@@ -219,12 +233,43 @@ impl Inner {
         let (reader, writer) = connection.split();
         let late = reader.set_deadline(Some(until));
         late.map_err(|e| e.to_string())?;
-        let mut reader = FrameReader::new(reader);
+        let mut reader = FrameReader::with_versions(reader, Versions::ANY);
         let first = reader
             .next_frame()
             .map_err(|e| format!("before its first request: {e}"))?;
+        let began = reader.version();
+        let agreed = self.versions.agree(began, first.header.aux).map_err(|e| {
+            self.say_versions(&e, &writer);
+            e.to_string()
+        })?;
+        // What it had sent before it heard that is still in the version in which it began.
+        reader.set_versions(Versions {
+            oldest: self.versions.oldest.min(began),
+            newest: self.versions.newest,
+        });
         self.let_in(id, &writer)?;
-        (self.serve)(ConnId(id), first, reader, writer)
+        let greeted = Greeted {
+            id: ConnId(id),
+            first,
+            version: agreed,
+            reader,
+            writer,
+        };
+        (self.serve)(greeted)
+    }
+
+    /// Answers whoever is too new or too old, in our own version: its side can then say so too.
+    fn say_versions(&self, e: &FrameError, writer: &Writer) {
+        let frame = Frame {
+            header: Header::new(Kind::Reply, Generation::NONE, 0),
+            meta: message::encode(&Reply::Refused(Refusal::BadRequest(e.to_string()))),
+            data: Vec::new(),
+        };
+        let mut out = FrameWriter::default();
+        out.set_version(self.versions.newest);
+        out.push(&frame, None);
+        // It is told as far as it goes without waiting.
+        let _ = out.write_with(|parts| writer.try_write(parts));
     }
 
     fn let_in(&self, id: u64, writer: &Writer) -> Result<(), String> {

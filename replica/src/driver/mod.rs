@@ -17,6 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use trivet_protocol::frame::Versions;
 use trivet_protocol::io::FrameReader;
 use trivet_protocol::{Block, Checksum, Generation, Now, Recorder, Seq, VolumeId};
 use trivet_transport::{Connection, Expect, Security, TransportError};
@@ -89,6 +90,7 @@ struct Inner {
     room: Condvar,
     links: Vec<Link>,
     security: Security,
+    versions: Versions,
     local: Option<Arc<dyn LocalReplica>>,
     recorder: Arc<dyn Recorder>,
     notices: Mutex<mpsc::Sender<Notice>>,
@@ -120,6 +122,8 @@ pub struct Start {
     /// How connections are protected; under TLS each link must lead to the node that it is
     /// called after.
     pub security: Security,
+    /// What this side understands.
+    pub versions: Versions,
     /// The replica that `config.local` leads to, if it lives in this process.
     pub local: Option<Arc<dyn LocalReplica>>,
     /// Takes figures.
@@ -149,6 +153,7 @@ impl ReplicatedVolume {
             room: Condvar::new(),
             links,
             security: start.security,
+            versions: start.versions,
             local: start.local,
             recorder: start.recorder,
             notices: Mutex::new(notices),
@@ -382,13 +387,21 @@ impl Inner {
     /// To the end of the connection; returns why the member will have none.
     fn serve_link(&self, link: LinkId, connection: Connection) -> Option<String> {
         let (reader, writer) = connection.split();
-        self.links[link.index()].open(writer);
+        self.links[link.index()].open(writer, self.versions);
         self.with(|u, now| u.link_up(now, link));
-        let mut reader = FrameReader::new(reader);
+        let mut reader = FrameReader::with_versions(reader, self.versions);
+        let mut agreed = 0;
         let mut refused = None;
         while !self.stopped() {
             match reader.next_frame() {
-                Ok(frame) => self.with(|u, now| u.frame(now, link, frame)),
+                Ok(frame) => {
+                    // The first answer settles it; the rest only repeat it.
+                    if agreed == 0 {
+                        agreed = reader.version();
+                        self.links[link.index()].speak(agreed);
+                    }
+                    self.with(|u, now| u.frame(now, link, frame));
+                }
                 Err(e) => {
                     tracing::debug!(link = link.0, error = %e, "connection to a member ended");
                     refused = e.is_refusal().then(|| e.to_string());

@@ -139,6 +139,10 @@ impl Kind {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum FrameError {
+    #[error(
+        "the peer speaks TLS and this side does not: start this one with --key and --peers too"
+    )]
+    Tls,
     #[error("not a Trivet peer: the frame starts with {0:#010x}; check the address and port")]
     Magic(u32),
     #[error(
@@ -229,6 +233,10 @@ impl Preamble {
         let u32_at = |i: usize| u32::from_le_bytes([raw[i], raw[i + 1], raw[i + 2], raw[i + 3]]);
         let u64_at = |i: usize| u64::from(u32_at(i)) | u64::from(u32_at(i + 4)) << 32;
         if u32_at(0) != MAGIC {
+            // A handshake or an alert of TLS 1.x.
+            if matches!(raw[0], 0x15 | 0x16) && raw[1] == 3 {
+                return Err(FrameError::Tls);
+            }
             return Err(FrameError::Magic(u32_at(0)));
         }
         let theirs = u16_at(4);

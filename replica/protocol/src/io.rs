@@ -36,7 +36,10 @@ impl ReadError {
         match self {
             ReadError::Closed => false,
             ReadError::Io(e) => e.kind() == io::ErrorKind::PermissionDenied,
-            ReadError::Frame(e) => matches!(e, FrameError::Magic(_) | FrameError::Version { .. }),
+            ReadError::Frame(e) => matches!(
+                e,
+                FrameError::Tls | FrameError::Magic(_) | FrameError::Version { .. }
+            ),
         }
     }
 }

@@ -32,7 +32,8 @@ const TAKE: Duration = Duration::from_secs(10);
 /// Answers calls.
 pub trait CallHandler: Send + Sync {
     /// The answer, of at most 4 MiB, to a request of at most 1 MiB. Runs on the connection's own
-    /// thread and may block. `peer` proved who it is; what it may ask is the handler's to decide.
+    /// thread and may block, but has to end when what it waits for goes away: the server ends
+    /// after its connections. `peer` proved who it is; what it may ask is the handler's to decide.
     fn call(&self, peer: &Peer, request: Bytes) -> Bytes;
 }
 
@@ -155,7 +156,9 @@ impl Client {
         let mut answer = BytesMut::new();
         loop {
             let frame = self.reader.next_frame()?;
-            if frame.header.seq != self.last {
+            // Number 0: the connection as such is refused.
+            let whole = frame.header.kind == Kind::Reply && frame.header.seq == 0;
+            if frame.header.seq != self.last && !whole {
                 return Err(Ask::Broken("it answered another call".into()));
             }
             match frame.header.kind {

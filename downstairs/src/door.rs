@@ -27,6 +27,8 @@ pub const MAX_CONNECTIONS: usize = 1024;
 pub const MAX_WAITING: usize = 128;
 /// The first frame is there within this time, the handshake included.
 pub const HELLO: Duration = Duration::from_secs(5);
+/// Threads at once, at most: who had to leave for another may take a moment to do so.
+const MAX_THREADS: usize = MAX_CONNECTIONS + 2 * MAX_WAITING;
 /// One line per address in this time.
 const TELL: Duration = Duration::from_secs(60);
 /// Addresses remembered for that, at most.
@@ -164,6 +166,11 @@ impl Inner {
                 break;
             }
             threads.retain(|t| !t.is_finished());
+            if threads.len() >= MAX_THREADS {
+                // Those that had to leave have not all got round to it: this one is let go.
+                self.recorder.count("transport.crowded_out", 1);
+                continue;
+            }
             // Out of descriptors, most likely: let some connections end first.
             let Some((socket, id)) = socket.ok().and_then(|s| self.let_wait(s)) else {
                 thread::park_timeout(Duration::from_millis(50));

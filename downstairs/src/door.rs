@@ -61,7 +61,7 @@ struct Inner {
     recorder: Arc<dyn Recorder>,
     serve: Serve,
     rooms: Mutex<Rooms>,
-    told: Mutex<HashMap<IpAddr, Told>>,
+    told: Mutex<Told>,
     stop: AtomicBool,
 }
 
@@ -72,13 +72,6 @@ struct Rooms {
     /// The oldest first.
     waiting: BTreeMap<u64, TcpStream>,
     inside: HashMap<u64, Writer>,
-}
-
-#[derive(Clone, Copy)]
-struct Told {
-    at: Instant,
-    /// Not told since.
-    more: u64,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -291,25 +284,63 @@ impl Inner {
         Ok(())
     }
 
-    /// One line per address and minute, with how many there were since the last.
     fn tell(&self, from: SocketAddr, why: &str) {
-        let now = Instant::now();
-        let mut told = lock(&self.told);
-        if let Some(before) = told.get_mut(&from.ip())
-            && now.duration_since(before.at) < TELL
+        let due = lock(&self.told).due(from.ip(), Instant::now());
+        if let Some(untold) = due {
+            tracing::warn!(%from, why, untold, "connection refused");
+        }
+    }
+}
+
+/// When each address was last told of.
+#[derive(Default)]
+struct Told(HashMap<IpAddr, (Instant, u64)>);
+
+impl Told {
+    /// Whether one more refusal of this address is to be told: the number of those that were not
+    /// since the last. One per address and [`TELL`], of [`MAX_TOLD`] addresses.
+    fn due(&mut self, from: IpAddr, now: Instant) -> Option<u64> {
+        let fresh = |at: Instant| now.duration_since(at) < TELL;
+        if let Some((at, untold)) = self.0.get_mut(&from)
+            && fresh(*at)
         {
-            before.more += 1;
-            return;
+            *untold += 1;
+            return None;
         }
-        if told.len() >= MAX_TOLD {
-            told.retain(|_, t| now.duration_since(t.at) < TELL);
-            if told.len() >= MAX_TOLD {
-                return;
-            }
+        let untold = self.0.remove(&from).map_or(0, |(_, untold)| untold);
+        if self.0.len() >= MAX_TOLD {
+            self.0.retain(|_, (at, _)| fresh(*at));
         }
-        let more = told.get(&from.ip()).map_or(0, |t| t.more);
-        told.insert(from.ip(), Told { at: now, more: 0 });
-        drop(told);
-        tracing::warn!(%from, why, untold_before = more, "connection refused");
+        if self.0.len() >= MAX_TOLD {
+            return None;
+        }
+        self.0.insert(from, (now, 0));
+        Some(untold)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_told_of_once_a_minute_and_not_too_many_are() {
+        let mut told = Told::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let ip = |n: u32| IpAddr::from(std::net::Ipv4Addr::from_bits(n));
+        assert_eq!(told.due(ip(1), at(0)), Some(0));
+        assert_eq!(told.due(ip(1), at(1)), None);
+        assert_eq!(told.due(ip(1), at(59)), None);
+        assert_eq!(told.due(ip(2), at(59)), Some(0));
+        assert_eq!(
+            told.due(ip(1), at(60)),
+            Some(2),
+            "the two that were not told"
+        );
+        let heard = (10..10_000).filter(|n| told.due(ip(*n), at(61)).is_some());
+        assert!(heard.count() < MAX_TOLD);
+        assert!(told.0.len() <= MAX_TOLD);
+        assert_eq!(told.due(ip(20_000), at(200)), Some(0), "those went by");
     }
 }

@@ -34,8 +34,10 @@ use link::Link;
 
 /// How often time passes for the state machine.
 const TICK: Duration = Duration::from_millis(5);
-/// A connection attempt is given up after this long, its handshake included.
+/// A host that does not answer is given up after this long.
 const CONNECT: Duration = Duration::from_millis(500);
+/// One that does has this long to prove who it is; a busy machine may take a while.
+const HANDSHAKE: Duration = Duration::from_secs(2);
 /// Between two attempts to connect.
 const RECONNECT: Duration = Duration::from_millis(100);
 
@@ -369,7 +371,10 @@ impl Inner {
     fn run_link(&self, link: LinkId, addr: SocketAddr, expect: &Expect) {
         let mut told = None;
         while !self.stopped() {
-            let trouble = match self.security.connect(addr, expect, CONNECT) {
+            let connected = self
+                .security
+                .connect_within(addr, expect, CONNECT, HANDSHAKE);
+            let trouble = match connected {
                 Ok(connection) => self.serve_link(link, connection),
                 // It is down, and comes back by itself; the volume's status says so.
                 Err(TransportError::Connect { .. }) => None,

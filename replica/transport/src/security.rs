@@ -105,10 +105,25 @@ impl Security {
         expect: &Expect,
         limit: Duration,
     ) -> Result<Connection> {
+        self.connect_within(address, expect, limit, limit)
+    }
+
+    /// The same, with less time for the network alone: a host that is gone is given up sooner
+    /// than one that is there and slow.
+    ///
+    /// # Errors
+    /// As [`Security::connect`].
+    pub fn connect_within(
+        &self,
+        address: SocketAddr,
+        expect: &Expect,
+        network: Duration,
+        limit: Duration,
+    ) -> Result<Connection> {
         self.check(address)?;
         let until = Instant::now() + limit;
         let failed = |source| TransportError::Connect { address, source };
-        let socket = TcpStream::connect_timeout(&address, limit).map_err(failed)?;
+        let socket = TcpStream::connect_timeout(&address, network).map_err(failed)?;
         prepare(&socket).map_err(failed)?;
         let Security::Tls(tls) = self else {
             return Ok(Connection::new(socket, address, Peer::local(), None, None));

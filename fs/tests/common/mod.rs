@@ -5,7 +5,7 @@ pub mod model;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use trivet_replica::volume::*;
@@ -17,6 +17,8 @@ pub struct MemVolume {
     inner: Mutex<Inner>,
     /// Bytes that may still be given to blocks that take none.
     pub room: AtomicU64,
+    /// Whether the lease is valid.
+    pub held: AtomicBool,
 }
 
 #[derive(Default)]
@@ -33,6 +35,7 @@ impl MemVolume {
             blocks: AtomicU64::new(blocks),
             inner: Mutex::default(),
             room: AtomicU64::new(u64::MAX),
+            held: AtomicBool::new(true),
         }
     }
 
@@ -97,6 +100,10 @@ impl Volume for MemVolume {
             free_bytes: self.room.load(Ordering::Relaxed),
             pool_bytes: u64::MAX,
         }
+    }
+
+    fn holds(&self) -> bool {
+        self.held.load(Ordering::Acquire)
     }
 
     fn read(&self, block: Block, out: &mut [u8]) -> Result<(), VolumeError> {

@@ -65,6 +65,10 @@ fn no<T>() -> FsResult<T> {
 }
 
 impl Vfs for NullFs {
+    fn holds(&self) -> bool {
+        true
+    }
+
     fn fsid(&self) -> u128 {
         7
     }

@@ -82,6 +82,9 @@ struct Inner {
     volume: VolumeId,
     /// Size in blocks, for checks without the lock; follows the record.
     blocks: AtomicU64,
+    /// Until when answers may leave (CLOCK_BOOTTIME, ns); 0 while not active. Read without the
+    /// lock; every event that could change it comes through [`Inner::with`].
+    held_until: AtomicU64,
     state: Mutex<State>,
     room: Condvar,
     links: Vec<Link>,
@@ -137,6 +140,7 @@ impl ReplicatedVolume {
         let inner = Arc::new(Inner {
             volume,
             blocks: AtomicU64::new(0),
+            held_until: AtomicU64::new(0),
             state: Mutex::new(state),
             room: Condvar::new(),
             links,
@@ -269,6 +273,13 @@ impl Inner {
         let mut state = self.lock();
         let result = f(&mut state.upstairs, boot_time());
         let todo = self.collect(&mut state);
+        let until = match state.upstairs.is_active() {
+            true => state.upstairs.lease_until().map_or(0, |t| t.0),
+            false => 0,
+        };
+        // Before the lock is let go and anything performed: who learns that the volume is ours
+        // finds it so, and who deposed us finds that it is not.
+        self.held_until.store(until, Ordering::Release);
         drop(state);
         self.perform(todo);
         result
@@ -427,6 +438,10 @@ impl Volume for ReplicatedVolume {
             free_bytes: free,
             pool_bytes: size,
         }
+    }
+
+    fn holds(&self) -> bool {
+        boot_time().0 < self.inner.held_until.load(Ordering::Acquire)
     }
 
     fn read(&self, block: Block, out: &mut [u8]) -> Result<(), VolumeError> {

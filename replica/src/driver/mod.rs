@@ -83,7 +83,7 @@ struct Inner {
     /// Size in blocks, for checks without the lock; follows the record.
     blocks: AtomicU64,
     /// Until when answers may leave (CLOCK_BOOTTIME, ns); 0 while not active. Read without the
-    /// lock; every event that could change it comes through [`Inner::with`].
+    /// lock; every event that could change it ends in [`Inner::collect`].
     held_until: AtomicU64,
     state: Mutex<State>,
     room: Condvar,
@@ -273,13 +273,6 @@ impl Inner {
         let mut state = self.lock();
         let result = f(&mut state.upstairs, boot_time());
         let todo = self.collect(&mut state);
-        let until = match state.upstairs.is_active() {
-            true => state.upstairs.lease_until().map_or(0, |t| t.0),
-            false => 0,
-        };
-        // Before the lock is let go and anything performed: who learns that the volume is ours
-        // finds it so, and who deposed us finds that it is not.
-        self.held_until.store(until, Ordering::Release);
         drop(state);
         self.perform(todo);
         result
@@ -293,6 +286,13 @@ impl Inner {
         } = state;
         let blocks = upstairs.record().map_or(0, |r| r.blocks);
         self.blocks.store(blocks, Ordering::Release);
+        let until = match upstairs.is_active() {
+            true => upstairs.lease_until().map_or(0, |t| t.0),
+            false => 0,
+        };
+        // Before the lock is let go and anything performed: who learns that the volume is ours
+        // finds it so, and nobody finds it ours after we learnt that it is not.
+        self.held_until.store(until, Ordering::Release);
         for effect in upstairs.effects() {
             match effect {
                 Effect::Send(link, frame) => {

@@ -88,6 +88,9 @@ struct Inner {
     volume: VolumeId,
     /// Size in blocks, for checks without the lock; follows the record.
     blocks: AtomicU64,
+    /// Until when answers may leave (CLOCK_BOOTTIME, ns); 0 while not active. Read without the
+    /// lock; every event that could change it ends in [`Inner::collect`].
+    held_until: AtomicU64,
     state: Mutex<State>,
     room: Condvar,
     links: Vec<Link>,
@@ -151,6 +154,7 @@ impl ReplicatedVolume {
         let inner = Arc::new(Inner {
             volume,
             blocks: AtomicU64::new(0),
+            held_until: AtomicU64::new(0),
             state: Mutex::new(state),
             room: Condvar::new(),
             links,
@@ -298,6 +302,13 @@ impl Inner {
         } = state;
         let blocks = upstairs.record().map_or(0, |r| r.blocks);
         self.blocks.store(blocks, Ordering::Release);
+        let until = match upstairs.is_active() {
+            true => upstairs.lease_until().map_or(0, |t| t.0),
+            false => 0,
+        };
+        // Before the lock is let go and anything performed: who learns that the volume is ours
+        // finds it so, and nobody finds it ours after we learnt that it is not.
+        self.held_until.store(until, Ordering::Release);
         for effect in upstairs.effects() {
             match effect {
                 Effect::Send(link, frame) => {
@@ -465,6 +476,10 @@ impl Volume for ReplicatedVolume {
             free_bytes: free,
             pool_bytes: size,
         }
+    }
+
+    fn holds(&self) -> bool {
+        boot_time().0 < self.inner.held_until.load(Ordering::Acquire)
     }
 
     fn read(&self, block: Block, out: &mut [u8]) -> Result<(), VolumeError> {

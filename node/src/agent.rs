@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use trivet_protocol::record::read_quorum;
-use trivet_protocol::{MemberId, MemberKind, Record};
+use trivet_protocol::{MemberId, MemberKind, Record, RecordVersion};
 
 use crate::messages::{MemberReport, Standing};
 
@@ -59,6 +59,9 @@ pub fn decide(me: &str, heard: &[Candidate], prefer: &[String]) -> Decision {
     let Some(record) = voters().map(|m| &m.record).max_by_key(|r| r.version) else {
         return Decision::Hopeless("no member is heard".into());
     };
+    if record.version == RecordVersion::default() && voters().count() < record.members.len() {
+        return Decision::Hopeless("the volume is being made".into());
+    }
     let free: BTreeSet<MemberId> = voters()
         .filter(|m| m.lease_left_ms == 0)
         .map(|m| m.id)
@@ -104,7 +107,7 @@ fn rank(me: &str, heard: &[Candidate], prefer: &[String], record: &Record) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trivet_protocol::{Generation, MemberInfo, Millis, Position, RecordVersion, Seq, VolumeId};
+    use trivet_protocol::{Generation, MemberInfo, Millis, Position, Seq, VolumeId};
 
     fn id(n: u8) -> MemberId {
         MemberId::from_bytes([n; 16])
@@ -119,7 +122,10 @@ mod tests {
             durable: Position::default(),
         };
         Record {
-            version: RecordVersion::default(),
+            version: RecordVersion {
+                generation: 1,
+                number: 1,
+            },
             volume: VolumeId::from_bytes([9; 16]),
             blocks: 1,
             members: vec![member(0), member(1), member(2)],
@@ -167,10 +173,24 @@ mod tests {
         assert_eq!(decide("n1", &heard, &prefer), Decision::After(TURN));
         let mut heard = heard;
         heard[1].members[0].unusable = Some("mixed".into());
-        assert!(matches!(decide("n1", &heard, &prefer), Decision::Hopeless(_)));
+        assert!(matches!(
+            decide("n1", &heard, &prefer),
+            Decision::Hopeless(_)
+        ));
         let heard = [node(0, 0), heard[0].clone(), heard[1].clone()];
         // A replica that is out of date is worse than one that nobody prefers.
         assert_eq!(decide("n2", &heard, &prefer), Decision::After(TURN * 2));
+    }
+
+    #[test]
+    fn a_volume_that_is_being_made_is_left_alone() {
+        let mut heard = [node(0, 0), node(1, 0), node(2, 0)];
+        for h in &mut heard {
+            h.members[0].record.version = RecordVersion::default();
+        }
+        assert_eq!(decide("n0", &heard, &[]), Decision::After(Duration::ZERO));
+        let two = &heard[..2];
+        assert!(matches!(decide("n0", two, &[]), Decision::Hopeless(_)));
     }
 
     #[test]

@@ -398,14 +398,18 @@ impl Config {
     fn problem_of_volume(&self, v: &VolumeConfig) -> Option<String> {
         let name = &v.name;
         if let Some(n) = v.prefer.iter().find(|n| self.node(n).is_none()) {
-            return Some(format!("volume {name} prefers node {n}, which is not there"));
+            return Some(format!(
+                "volume {name} prefers node {n}, which is not there"
+            ));
         }
         if let Some(s) = &v.service {
             // The kernel's limit on names of interfaces.
             if s.bridge.is_empty() || s.bridge.len() > 15 || !is_name(&s.bridge) {
                 return Some(format!("volume {name}: {:?} names no bridge", s.bridge));
             }
-            if s.gateway.is_some_and(|g| g.is_ipv4() != s.address.ip.is_ipv4()) {
+            if s.gateway
+                .is_some_and(|g| g.is_ipv4() != s.address.ip.is_ipv4())
+            {
                 return Some(format!("volume {name}: its gateway is of another family"));
             }
         }

@@ -31,7 +31,9 @@ impl CallHandler for Control {
             Err(e) => Answer::Refused(format!("this version does not know that command: {e}")),
         };
         // These are plain data; an empty answer is an error to whoever asked.
-        serde_json::to_vec(&answer).map(Bytes::from).unwrap_or_default()
+        serde_json::to_vec(&answer)
+            .map(Bytes::from)
+            .unwrap_or_default()
     }
 }
 
@@ -54,7 +56,10 @@ impl Control {
             Ask::Demote(d) => demote(&node, &d),
             Ask::GiveUp { volume } => give_up(&node, &volume),
             Ask::MakeMember(m) => make_member(&node, &m),
-            Ask::Drain { node: whom, drained } => drain(&node, &whom, drained),
+            Ask::Drain {
+                node: whom,
+                drained,
+            } => drain(&node, &whom, drained),
         };
         done.unwrap_or_else(|e| Answer::Refused(e.to_string()))
     }
@@ -156,7 +161,9 @@ fn make_member(node: &Arc<Node>, m: &MakeMember) -> Result<Answer> {
         why: why.to_owned(),
     };
     let config = node.config();
-    let me = node.me().ok_or_else(|| refused("this node is not in the configuration"))?;
+    let me = node
+        .me()
+        .ok_or_else(|| refused("this node is not in the configuration"))?;
     if !config.volumes.iter().any(|v| v.id == m.record.volume) {
         return Err(refused(
             "this node's configuration does not name it; copy the file to all nodes first",

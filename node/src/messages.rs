@@ -251,7 +251,7 @@ pub struct ActiveMember {
     pub in_sync: bool,
     /// Why it is not used.
     pub trouble: Option<String>,
-    /// Bytes that its resync has copied, and has to copy, in all; if one runs.
+    /// Bytes that its resync has compared, and has found to compare so far; if one runs.
     pub resync: Option<(u64, u64)>,
 }
 

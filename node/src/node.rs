@@ -123,9 +123,8 @@ impl Node {
     /// Ends in order: what is active here is given up, then nothing is heard any more. The host
     /// is left for the caller to close.
     pub fn stop(&self) {
-        let roles = std::mem::take(
-            &mut *self.roles.write().unwrap_or_else(PoisonError::into_inner),
-        );
+        let roles =
+            std::mem::take(&mut *self.roles.write().unwrap_or_else(PoisonError::into_inner));
         roles.values().for_each(|r| r.stop());
         self.stop.store(true, Ordering::Release);
         for t in std::mem::take(&mut *lock(&self.threads)) {
@@ -294,7 +293,10 @@ impl Node {
 
     /// The clients of whoever was active last.
     pub fn clients_of(&self, volume: VolumeId) -> Vec<SocketAddr> {
-        lock(&self.clients).get(&volume).cloned().unwrap_or_default()
+        lock(&self.clients)
+            .get(&volume)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// All nodes with fresh reports, this one among them, in the order of the configuration.
@@ -327,7 +329,11 @@ impl Node {
     /// How this node is.
     pub fn report(&self) -> Report {
         let config = self.config();
-        let roles = self.roles.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let roles = self
+            .roles
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let volumes = config.volumes.iter().filter_map(|v| {
             let (role, clients, active) = roles.get(&v.name)?.report();
             Some(VolumeReport {
@@ -440,10 +446,14 @@ impl Node {
     }
 
     /// Asks over and over on one connection, until it ends.
-    fn listen_at(&self, name: &str, address: SocketAddr) -> Result<std::convert::Infallible, String> {
+    fn listen_at(
+        &self,
+        name: &str,
+        address: SocketAddr,
+    ) -> Result<std::convert::Infallible, String> {
         let expect = Expect::Node(name.to_owned());
-        let mut client = Client::connect(address, &self.security, &expect, ANSWER)
-            .map_err(|e| e.to_string())?;
+        let mut client =
+            Client::connect(address, &self.security, &expect, ANSWER).map_err(|e| e.to_string())?;
         let question = serde_json::to_vec(&Ask::Report).map_err(|e| e.to_string())?;
         let question = Bytes::from(question);
         loop {

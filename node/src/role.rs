@@ -250,7 +250,11 @@ impl Worker {
     }
 
     fn lose(&mut self, why: String) {
-        tracing::error!(volume = self.name, why, "the volume is lost; serving no more");
+        tracing::error!(
+            volume = self.name,
+            why,
+            "the volume is lost; serving no more"
+        );
         if let Some(stack) = self.stack.take() {
             stack.abandon();
         }

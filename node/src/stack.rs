@@ -9,6 +9,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::thread;
 
 use trivet_fs::fuse::{FuseOptions, Mounted, mount};
 use trivet_fs::{Fs, MkfsOptions, Settings, mkfs};
@@ -173,7 +174,10 @@ impl Stack {
             up: m.up,
             in_sync: m.in_sync,
             trouble: m.trouble,
-            resync: m.resync.map(|r| (r.done_bytes, r.total_bytes)),
+            resync: m.resync.map(|r| {
+                let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_BYTES as u64);
+                (bytes(r.compared_blocks), bytes(r.listed_blocks))
+            }),
         });
         ActiveReport {
             generation: status.generation,
@@ -195,11 +199,24 @@ impl Stack {
         drop(self.nfs.take());
         self.unmount();
         let closed = self.fs.close();
-        let handed_back = self.volume.hand_back().map_err(|e| {
-            NodeError::from(trivet_cluster::ClusterError::HandBack(e))
-        });
+        let handed_back = self
+            .volume
+            .hand_back()
+            .map_err(|e| NodeError::from(trivet_cluster::ClusterError::HandBack(e)));
         let done = hidden.and(closed.map_err(NodeError::from)).and(handed_back);
+        self.bury();
         (clients, done)
+    }
+
+    /// Lets go of what is left on a thread of its own: joining threads takes longer than a client
+    /// that waits for the successor should have to.
+    fn bury(self) {
+        let buried = thread::Builder::new()
+            .name("farewell".into())
+            .spawn(move || drop(self));
+        if let Err(error) = buried {
+            tracing::warn!(%error, "no thread");
+        }
     }
 
     /// Ends it because the volume is lost: nothing can be written any more.

@@ -96,7 +96,10 @@ impl State {
     /// # Errors
     /// The disk.
     pub fn wish_for(&mut self, volume: VolumeId, want: Want) -> Result<()> {
-        let number = self.wishes.get(&volume).map_or(1, |w| w.number.saturating_add(1));
+        let number = self
+            .wishes
+            .get(&volume)
+            .map_or(1, |w| w.number.saturating_add(1));
         let wish = Wish {
             volume,
             number,

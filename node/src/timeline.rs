@@ -22,7 +22,8 @@ impl Timeline {
     /// A step is done.
     pub fn mark(&mut self, what: &str) {
         let ms = self.began.elapsed().as_secs_f64() * 1000.0;
-        self.marks.push((what.to_owned(), (ms * 10.0).round() / 10.0));
+        self.marks
+            .push((what.to_owned(), (ms * 10.0).round() / 10.0));
     }
 
     /// The whole move is done.

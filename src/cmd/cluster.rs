@@ -83,8 +83,7 @@ impl Cluster {
                 Err(e) => said.push(e.to_string()),
             }
         }
-        Err(CliError::unreachable(said.join("; "))
-            .hint("are the daemons running? (trivet serve)"))
+        Err(CliError::unreachable(said.join("; ")).hint("are the daemons running? (trivet serve)"))
     }
 }
 

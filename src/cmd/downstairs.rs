@@ -13,8 +13,10 @@ use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 use trivet_cluster::process::Said;
 use trivet_cluster::{ClusterError, Host};
+use trivet_downstairs::server::Listen;
 use trivet_protocol::{NullRecorder, Recorder};
 
+use super::key::IdentityArgs;
 use crate::error::CliError;
 use crate::output::Format;
 use crate::stop::Stop;
@@ -35,6 +37,8 @@ pub struct RunArgs {
     /// Directory with regions; repeatable
     #[arg(long = "pool", value_name = "DIR", required = true)]
     pools: Vec<PathBuf>,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// End in order when the process that started this one ends
     #[arg(long, hide = true)]
     end_with_parent: bool,
@@ -54,7 +58,12 @@ pub fn run(args: Downstairs, format: Format) -> Result<(), CliError> {
     let mut settle = Signals::new([SIGUSR1])
         .map_err(|e| CliError::failed(format_args!("cannot listen for signals: {e}")))?;
     let recorder: Arc<dyn Recorder> = Arc::new(NullRecorder);
-    let host = Host::start(args.listen, &args.pools, &recorder).map_err(|e| failed(&e))?;
+    let security = args.identity.security().map_err(|e| failed(&e.into()))?;
+    let listen = Listen {
+        security,
+        ..Listen::plain(args.listen, recorder)
+    };
+    let host = Host::start(listen, &args.pools).map_err(|e| failed(&e))?;
     let host = Arc::new(host);
     say(
         format,

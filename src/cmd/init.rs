@@ -66,6 +66,7 @@ enum DriverArg {
 struct Written {
     config: PathBuf,
     keys: Vec<PathBuf>,
+    pool: PathBuf,
     volume: String,
 }
 
@@ -76,8 +77,10 @@ struct Written {
 pub fn run(args: &InitArgs, format: Format) -> Result<(), CliError> {
     let file = args.out.join("trivet.toml");
     if file.exists() {
-        return Err(CliError::failed(format_args!("{} exists already", file.display()))
-            .hint("choose another --out, or edit that file"));
+        return Err(
+            CliError::failed(format_args!("{} exists already", file.display()))
+                .hint("choose another --out, or edit that file"),
+        );
     }
     std::fs::create_dir_all(&args.out)
         .map_err(|e| CliError::failed(format_args!("{}: {e}", args.out.display())))?;
@@ -106,6 +109,7 @@ pub fn run(args: &InitArgs, format: Format) -> Result<(), CliError> {
     let written = Written {
         config: file,
         keys,
+        pool: args.pool.clone(),
         volume: args.volume.clone(),
     };
     output::print(format, &written, text)
@@ -188,8 +192,9 @@ fn text(w: &Written) -> String {
         let node = key.file_stem().unwrap_or_default().to_string_lossy();
         out.push_str(&format!(
             "  on {node}: the file as /etc/trivet/trivet.toml, {} as /etc/trivet/node.key (mode \
-             600, and nowhere else), then `trivet serve --node {node}`\n",
-            key.display()
+             600, and nowhere else), then `trivet pool create {}` and `trivet serve --node {node}`\n",
+            key.display(),
+            w.pool.display()
         ));
     }
     out.push_str(&format!(

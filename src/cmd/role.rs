@@ -125,7 +125,10 @@ pub fn demote(args: &DemoteArgs, format: Format) -> Result<(), CliError> {
     let at = holder.clone().unwrap_or_else(|| seen.by.clone());
     let what = match args.elsewhere {
         true => format!("{} moves from {at} to another node", args.volume),
-        false => format!("{} stops being served; clients wait until it is promoted again", args.volume),
+        false => format!(
+            "{} stops being served; clients wait until it is promoted again",
+            args.volume
+        ),
     };
     if args.dry_run {
         return output::print(format, &what, |w| format!("would: {w}\n"));
@@ -139,9 +142,9 @@ pub fn demote(args: &DemoteArgs, format: Format) -> Result<(), CliError> {
     });
     match cluster.ask(&at, &ask, SLACK)? {
         Answer::Promoted(done) => output::print(format, &done, |m| moved(&args.volume, m)),
-        Answer::Demoted { .. } => {
-            output::print(format, &what, |_| format!("{} is active nowhere\n", args.volume))
-        }
+        Answer::Demoted { .. } => output::print(format, &what, |_| {
+            format!("{} is active nowhere\n", args.volume)
+        }),
         _ => Err(CliError::failed("an answer to another question")),
     }
 }
@@ -169,7 +172,10 @@ pub fn holder(seen: &ClusterReport, volume: &str) -> Option<String> {
     let active = |n: &&trivet_node::messages::Heard| {
         let fresh = n.trouble.is_none();
         let volumes = n.report.iter().flat_map(|r| &r.volumes);
-        fresh && volumes.into_iter().any(|v| v.name == volume && v.role.standing == Standing::Active)
+        fresh
+            && volumes
+                .into_iter()
+                .any(|v| v.name == volume && v.role.standing == Standing::Active)
     };
     seen.nodes.iter().find(active).map(|n| n.node.clone())
 }
@@ -192,13 +198,18 @@ fn best(cluster: &Cluster, seen: &ClusterReport, volume: &str) -> Result<String,
         good.then(|| (diskless, place.unwrap_or(usize::MAX), n.node.clone()))
     });
     able.min().map(|b| b.2).ok_or_else(|| {
-        CliError::failed(format_args!("no node that answers can be active for {volume}"))
-            .hint("look at `trivet status`")
+        CliError::failed(format_args!(
+            "no node that answers can be active for {volume}"
+        ))
+        .hint("look at `trivet status`")
     })
 }
 
 fn moved(volume: &str, m: &Move) -> String {
-    let mut out = format!("{volume} is active on {}, generation {}\n", m.node, m.generation);
+    let mut out = format!(
+        "{volume} is active on {}, generation {}\n",
+        m.node, m.generation
+    );
     for (what, ms) in &m.timeline {
         out.push_str(&format!("  {ms:>8.1} ms  {what}\n"));
     }
@@ -208,7 +219,9 @@ fn moved(volume: &str, m: &Move) -> String {
 /// Asks the person at the terminal.
 pub fn confirm(what: &str) -> Result<(), CliError> {
     if !std::io::stdin().is_terminal() {
-        return Err(CliError::failed(format_args!("not done: {what}")).hint("confirm it with --yes"));
+        return Err(
+            CliError::failed(format_args!("not done: {what}")).hint("confirm it with --yes")
+        );
     }
     let mut err = std::io::stderr().lock();
     write!(err, "{what}. Go on? [y/N] ")

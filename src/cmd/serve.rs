@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 use trivet_cluster::Host;
+use trivet_downstairs::server::Listen;
 use trivet_node::control::Control;
 use trivet_node::{Config, Node, State};
 use trivet_protocol::{NullRecorder, Recorder};
@@ -59,14 +60,13 @@ pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
     let node = Node::new(&name, config, security.clone(), state, recorder.clone())
         .map_err(|e| failed(&e))?;
     let listen = node.listen().map_err(|e| failed(&e))?;
-    let host = Host::start_with(
-        listen,
+    let listen = Listen {
+        address: listen,
         security,
-        Some(Arc::new(Control::new(&node))),
-        &node.pools(),
-        &recorder,
-    )
-    .map_err(|e| cluster_failed(&e))?;
+        calls: Some(Arc::new(Control::new(&node))),
+        recorder,
+    };
+    let host = Host::start(listen, &node.pools()).map_err(|e| cluster_failed(&e))?;
     let ready = Ready {
         event: "ready",
         node: name,

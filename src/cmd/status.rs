@@ -70,7 +70,10 @@ fn of<'a>(node: &'a Heard, volume: &str) -> Option<&'a VolumeReport> {
     report.volumes.iter().find(|v| v.name == volume)
 }
 
-fn active<'a>(seen: &'a ClusterReport, volume: &str) -> Option<(&'a VolumeReport, &'a ActiveReport)> {
+fn active<'a>(
+    seen: &'a ClusterReport,
+    volume: &str,
+) -> Option<(&'a VolumeReport, &'a ActiveReport)> {
     let at = holder(seen, volume)?;
     let node = seen.nodes.iter().find(|n| n.node == at)?;
     let v = of(node, volume)?;
@@ -80,7 +83,12 @@ fn active<'a>(seen: &'a ClusterReport, volume: &str) -> Option<(&'a VolumeReport
 fn grade(seen: &ClusterReport, volume: &str) -> Grade {
     match active(seen, volume) {
         None => Grade::NotServed,
-        Some((_, a)) if a.failures_tolerated == 0 || a.members.iter().any(|m| m.trouble.is_some() || !m.up) => Grade::Degraded,
+        Some((_, a))
+            if a.failures_tolerated == 0
+                || a.members.iter().any(|m| m.trouble.is_some() || !m.up) =>
+        {
+            Grade::Degraded
+        }
         Some(_) => Grade::Redundant,
     }
 }
@@ -145,7 +153,11 @@ fn volume_text(seen: &ClusterReport, volume: &str) -> String {
                     .iter()
                     .map(|(what, ms)| format!("{what} {ms} ms"))
                     .collect();
-                out.push_str(&format!("  last move ({:?}): {}\n", m.why, steps.join(", ")));
+                out.push_str(&format!(
+                    "  last move ({:?}): {}\n",
+                    m.why,
+                    steps.join(", ")
+                ));
             }
             out.push_str(&members(a));
         }
@@ -191,7 +203,9 @@ fn members(a: &ActiveReport) -> String {
 fn promises(seen: &ClusterReport, volume: &str) -> String {
     let mut out = String::new();
     for n in &seen.nodes {
-        let members = of(n, volume).map(|v| v.members.as_slice()).unwrap_or_default();
+        let members = of(n, volume)
+            .map(|v| v.members.as_slice())
+            .unwrap_or_default();
         for m in members {
             out.push_str(&format!("  member on {}: {}\n", n.node, promise(m)));
         }

@@ -280,7 +280,8 @@ impl Replica {
         })
     }
 
-    pub(super) fn data_state(&self) -> DataState {
+    /// How sure it is of its data.
+    pub fn data_state(&self) -> DataState {
         let Some(store) = self.store() else {
             return DataState::None;
         };

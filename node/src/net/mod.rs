@@ -180,8 +180,8 @@ impl ServiceNet {
     pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
         let path = self.path();
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let ns = rustix::fs::open(&path, flags, Mode::empty())
-            .map_err(|e| failed(path.display(), e))?;
+        let ns =
+            rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| failed(path.display(), e))?;
         thread::scope(|s| {
             let run = move || {
                 move_into_link_name_space(

@@ -29,13 +29,11 @@ pub fn tickle(from: SocketAddr, clients: &[SocketAddr]) -> io::Result<()> {
         let socket = match &socket {
             Some(s) => s,
             // IPPROTO_RAW: the header is in what is sent.
-            None => {
-                socket.insert(Socket::new(
-                    Domain::IPV4,
-                    Type::RAW,
-                    Some(Protocol::from(255)),
-                )?)
-            }
+            None => socket.insert(Socket::new(
+                Domain::IPV4,
+                Type::RAW,
+                Some(Protocol::from(255)),
+            )?),
         };
         // One that cannot be reached does not keep the others from being told.
         let _ = socket.send_to(&segment(from, *to), &SocketAddr::V4(*to).into());

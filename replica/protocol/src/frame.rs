@@ -69,13 +69,18 @@ pub enum Kind {
     LogEntry = 8,
     /// U to M: blocks copied by resync or repair; meta and data as an entry's, without a place.
     Copy = 9,
+    /// A call for the node itself, first on a connection of its own: `seq` numbers it, meta is
+    /// the request, opaque here.
+    Call = 16,
+    /// A part of the answer to call `seq`, as data; `aux`: bytes of the whole answer.
+    Answer = 17,
 }
 
 impl Kind {
     fn from_u16(n: u16) -> Option<Kind> {
         use Kind::*;
         [
-            Append, Sync, Durable, Read, ReadOk, Request, Reply, LogEntry, Copy,
+            Append, Sync, Durable, Read, ReadOk, Request, Reply, LogEntry, Copy, Call, Answer,
         ]
         .into_iter()
         .find(|k| *k as u16 == n)

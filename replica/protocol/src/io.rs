@@ -30,6 +30,17 @@ pub enum ReadError {
     Frame(#[from] FrameError),
 }
 
+impl ReadError {
+    /// Whether it is about who we are or what we speak, and so stays until somebody acts.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            ReadError::Closed => false,
+            ReadError::Io(e) => e.kind() == io::ErrorKind::PermissionDenied,
+            ReadError::Frame(e) => matches!(e, FrameError::Magic(_) | FrameError::Version { .. }),
+        }
+    }
+}
+
 /// Reads frames; bounded to its buffer and one frame.
 #[derive(Debug)]
 pub struct FrameReader<R> {
@@ -48,6 +59,11 @@ impl<R: Read> FrameReader<R> {
             start: 0,
             end: 0,
         }
+    }
+
+    /// The stream itself, for its options; what was read ahead is not in it any more.
+    pub fn get_ref(&self) -> &R {
+        &self.inner
     }
 
     /// Whether another whole frame is in the buffer already, so that reading it will not wait.

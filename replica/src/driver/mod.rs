@@ -10,7 +10,7 @@
 mod link;
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use trivet_protocol::io::FrameReader;
 use trivet_protocol::{Block, Checksum, Generation, Now, Recorder, Seq, VolumeId};
+use trivet_transport::{Connection, Expect, Security, TransportError};
 
 use crate::upstairs::{
     ActivateError, ActivateOptions, Config, Effect, LinkId, Notice, Prepared, Status, Submitted,
@@ -32,6 +33,8 @@ use link::Link;
 
 /// How often time passes for the state machine.
 const TICK: Duration = Duration::from_millis(5);
+/// A connection attempt is given up after this long, its handshake included.
+const CONNECT: Duration = Duration::from_millis(500);
 /// Between two attempts to connect.
 const RECONNECT: Duration = Duration::from_millis(100);
 
@@ -85,6 +88,7 @@ struct Inner {
     state: Mutex<State>,
     room: Condvar,
     links: Vec<Link>,
+    security: Security,
     local: Option<Arc<dyn LocalReplica>>,
     recorder: Arc<dyn Recorder>,
     notices: Mutex<mpsc::Sender<Notice>>,
@@ -113,6 +117,9 @@ pub struct Start {
     pub config: Config,
     /// Where each link leads, in the order of `config.links`.
     pub addresses: Vec<SocketAddr>,
+    /// How connections are protected; under TLS each link must lead to the node that it is
+    /// called after.
+    pub security: Security,
     /// The replica that `config.local` leads to, if it lives in this process.
     pub local: Option<Arc<dyn LocalReplica>>,
     /// Takes figures.
@@ -128,6 +135,7 @@ impl ReplicatedVolume {
         let (notices, receiver) = mpsc::channel();
         let volume = start.config.volume;
         let links = start.addresses.iter().map(|_| Link::default()).collect();
+        let nodes = start.config.links.clone();
         let upstairs = Upstairs::new(start.config);
         let state = State {
             upstairs,
@@ -140,16 +148,17 @@ impl ReplicatedVolume {
             state: Mutex::new(state),
             room: Condvar::new(),
             links,
+            security: start.security,
             local: start.local,
             recorder: start.recorder,
             notices: Mutex::new(notices),
             stop: AtomicBool::new(false),
         });
         let mut threads = Vec::new();
-        for (i, addr) in start.addresses.into_iter().enumerate() {
+        for (i, (addr, node)) in start.addresses.into_iter().zip(nodes).enumerate() {
             let (link, reader, writer) = (LinkId::from_index(i), inner.clone(), inner.clone());
             threads.push(spawn(format!("link-{i}"), move || {
-                reader.run_link(link, addr)
+                reader.run_link(link, addr, &Expect::Node(node))
             })?);
             threads.push(spawn(format!("link-{i}-out"), move || {
                 writer.links[i].run_writer(|| writer.stopped());
@@ -352,33 +361,44 @@ impl Inner {
         }
     }
 
-    fn run_link(&self, link: LinkId, addr: SocketAddr) {
+    fn run_link(&self, link: LinkId, addr: SocketAddr, expect: &Expect) {
+        let mut told = None;
         while !self.stopped() {
-            if let Ok(socket) = link::connect(addr) {
-                self.serve_link(link, socket);
+            let trouble = match self.security.connect(addr, expect, CONNECT) {
+                Ok(connection) => self.serve_link(link, connection),
+                // It is down, and comes back by itself; the volume's status says so.
+                Err(TransportError::Connect { .. }) => None,
+                Err(e) => Some(e.to_string()),
+            };
+            // This stays until somebody does something: told once, not ten times a second.
+            if let Some(why) = trouble.filter(|why| told.as_ref() != Some(why)) {
+                tracing::warn!(volume = %self.volume, to = %addr, why, "no connection");
+                told = Some(why);
             }
             thread::park_timeout(RECONNECT);
         }
     }
 
-    fn serve_link(&self, link: LinkId, socket: TcpStream) {
-        let Ok(reading) = socket.try_clone() else {
-            return;
-        };
-        self.links[link.index()].open(socket);
+    /// To the end of the connection; returns why the member will have none.
+    fn serve_link(&self, link: LinkId, connection: Connection) -> Option<String> {
+        let (reader, writer) = connection.split();
+        self.links[link.index()].open(writer);
         self.with(|u, now| u.link_up(now, link));
-        let mut reader = FrameReader::new(reading);
+        let mut reader = FrameReader::new(reader);
+        let mut refused = None;
         while !self.stopped() {
             match reader.next_frame() {
                 Ok(frame) => self.with(|u, now| u.frame(now, link, frame)),
                 Err(e) => {
                     tracing::debug!(link = link.0, error = %e, "connection to a member ended");
+                    refused = e.is_refusal().then(|| e.to_string());
                     break;
                 }
             }
         }
         self.links[link.index()].close();
         self.with(|u, now| u.link_down(now, link));
+        refused
     }
 
     /// Reads from the replica in this process, on the caller's thread: no hand-over, no socket.

@@ -41,6 +41,9 @@ impl Upstairs {
         self.record = Some(record);
         self.pending = None;
         let set: BTreeSet<_> = chosen.iter().map(|(_, w, _)| w.member).collect();
+        let commons = chosen.iter().map(|(_, w, common)| (w.member, *common));
+        let commons = commons.collect();
+        self.note_rolled_back();
         for peer in &mut self.peers {
             // What was said to be durable in an earlier attempt's history is not what counts now.
             (peer.durable, peer.sync_sent) = (Seq::ZERO, Seq::ZERO);
@@ -54,6 +57,7 @@ impl Upstairs {
                 since: now,
                 best,
                 set,
+                commons,
                 fetched,
             };
         }
@@ -119,6 +123,50 @@ impl Upstairs {
             self.leveled(now);
         } else {
             self.pump_all();
+            self.fetch_more(now, link);
+        }
+    }
+
+    /// The best log has an entry no longer (one that was written in place and overwritten since):
+    /// replicas that need it are left out of the new set and resynced later. The history itself is
+    /// whole on the others, and they are still the best n-w+1 that were heard.
+    pub(in crate::upstairs) fn level_without_laggards(&mut self, now: Now, link: LinkId) {
+        let missing = self.history.held_to().next();
+        let table = self.history.table().clone();
+        let Some(Step::Leveling {
+            since,
+            best,
+            set,
+            commons,
+            fetched,
+        }) = self.step()
+        else {
+            return;
+        };
+        if *best != link {
+            return;
+        }
+        *since = now;
+        commons.retain(|_, common| *common >= missing);
+        let dropped: Vec<MemberId> = set
+            .iter()
+            .filter(|m| !commons.contains_key(m))
+            .copied()
+            .collect();
+        set.retain(|m| commons.contains_key(m));
+        let lowest = commons.values().min().copied().unwrap_or(table.end().seq);
+        *fetched = lowest >= table.end().seq;
+        let fetched = *fetched;
+        // Nothing was sent yet to those that stay: what they lack comes after what was fetched.
+        self.history = History::adopt(table, lowest);
+        for member in dropped {
+            if let Some(link) = self.link_of(member) {
+                self.peer_mut(link).stream = Stream::Off;
+            }
+        }
+        if fetched {
+            self.leveled(now);
+        } else {
             self.fetch_more(now, link);
         }
     }

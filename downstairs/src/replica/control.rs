@@ -243,12 +243,7 @@ impl Replica {
 
     /// A member whose disk failed answers nothing that would count.
     pub(super) fn usable(&self) -> Result<(), Refusal> {
-        let failed = match &self.keeper {
-            Keeper::Region(store) => store.poisoned(),
-            Keeper::Witness(witness) => witness.failed(),
-            Keeper::Closed => Some("it is shutting down"),
-        };
-        match failed {
+        match self.failed() {
             Some(why) => Err(Refusal::Unusable(why.to_owned())),
             None => Ok(()),
         }

@@ -210,6 +210,15 @@ impl Replica {
         }
     }
 
+    /// Why it takes nothing more, if it does not: it has to be opened anew.
+    pub fn failed(&self) -> Option<&str> {
+        match &self.keeper {
+            Keeper::Region(store) => store.poisoned(),
+            Keeper::Witness(witness) => witness.failed(),
+            Keeper::Closed => Some("it is shutting down"),
+        }
+    }
+
     /// Closes the region in order, so that the next opening finds everything synced. Everything
     /// that comes afterwards is refused.
     ///

@@ -132,7 +132,7 @@ impl Cluster {
 fn attach_to(volume: trivet_protocol::VolumeId, addresses: &[SocketAddr]) -> Arc<ReplicatedVolume> {
     let hosts = ["a", "b", "c"].iter().zip(addresses).map(|(n, a)| Reach {
         node: (*n).to_owned(),
-        address: *a,
+        addresses: vec![*a],
     });
     attach(Attach {
         volume,

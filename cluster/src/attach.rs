@@ -17,8 +17,8 @@ use crate::error::{ClusterError, Result};
 pub struct Reach {
     /// Name of the node.
     pub node: String,
-    /// Its address.
-    pub address: SocketAddr,
+    /// Its addresses in the order of preference, the replication network first.
+    pub addresses: Vec<SocketAddr>,
 }
 
 /// What [`attach()`] needs.
@@ -59,7 +59,7 @@ impl LocalReplica for Local {
 /// [`ClusterError::Activate`] says who holds the volume, or whom it needs.
 pub fn attach(a: Attach) -> Result<Arc<ReplicatedVolume>> {
     let local = a.local.as_ref().map(|(i, _)| LinkId::from_index(*i));
-    let (nodes, addresses) = a.hosts.into_iter().map(|h| (h.node, h.address)).unzip();
+    let (nodes, addresses) = a.hosts.into_iter().map(|h| (h.node, h.addresses)).unzip();
     let (volume, notices) = ReplicatedVolume::start(Start {
         config: Config {
             volume: a.volume,

@@ -1,22 +1,18 @@
-//! Making a volume: three regions that name each other in their first record.
+//! Making a volume: regions, and perhaps a witness, that name each other in their first record.
 //!
 //! Order: the description under its temporary name, the regions, the description under its own
 //! name. A crash in between leaves the temporary one: nothing was ever served, and the next
 //! creation finishes it with the same identities.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use trivet_downstairs::member::MemberState;
 use trivet_downstairs::pool::{self, Pool};
-use trivet_downstairs::{Region, Store, region};
 use trivet_protocol::limits::DEFAULT_LEASE_MS;
-use trivet_protocol::{
-    MemberInfo, MemberKind, Millis, NullRecorder, Position, Record, RecordVersion,
-};
+use trivet_protocol::{MemberInfo, Millis, Position, Record, RecordVersion};
 
 use crate::error::{ClusterError, Result};
-use crate::volume_file::{CREATING, Place, VolumeFile, sync_parent};
+use crate::join::make_member;
+use crate::volume_file::{CREATING, VolumeFile, sync_parent};
 
 /// Makes the regions of `volume` and then writes `path`. Directories of pools are made where they
 /// are missing. If an earlier creation at `path` was cut short, that one is finished and its
@@ -46,7 +42,7 @@ pub fn create(path: &Path, volume: VolumeFile) -> Result<VolumeFile> {
     let record = first_record(&volume);
     for place in &volume.member {
         let pool = open_or_make_pool(&VolumeFile::pool(place, path))?;
-        make_region(&pool, &volume, place, &record)?;
+        make_member(&pool, place.kind, place.id, &record)?;
     }
     std::fs::rename(creating, path).map_err(ClusterError::io("write", path))?;
     sync_parent(path)?;
@@ -77,10 +73,11 @@ fn refuse_orphans(path: &Path, volume: &VolumeFile) -> Result<()> {
 }
 
 fn first_record(volume: &VolumeFile) -> Record {
+    let replicas = volume.replicas().count();
     let members = volume.member.iter().map(|p| MemberInfo {
         id: p.id,
         node: p.node.clone(),
-        kind: MemberKind::Replica,
+        kind: p.kind,
         opens: 0,
         durable: Position::default(),
     });
@@ -89,8 +86,12 @@ fn first_record(volume: &VolumeFile) -> Record {
         volume: volume.volume,
         blocks: volume.blocks,
         members: members.collect(),
-        in_sync: volume.member.iter().map(|p| p.id).collect(),
-        min_copies: volume.member.len().min(2) as u8,
+        in_sync: volume.replicas().map(|p| p.id).collect(),
+        // Two and a witness go on with one copy, and say so loudly: that is what a witness is for.
+        min_copies: match volume.member.len() > replicas {
+            true => 1,
+            false => replicas.min(2) as u8,
+        },
         lease: Millis(DEFAULT_LEASE_MS),
         losses: 0,
     }
@@ -107,26 +108,4 @@ fn open_or_make_pool(dir: &Path) -> Result<Pool> {
     let pool = Pool::create(dir)?;
     sync_parent(dir)?;
     Ok(pool)
-}
-
-fn make_region(pool: &Pool, volume: &VolumeFile, place: &Place, record: &Record) -> Result<()> {
-    let dir = pool.region_dir(volume.volume, place.id);
-    let recorder = Arc::new(NullRecorder);
-    let disk = pool.make_region(volume.volume, place.id, recorder.clone())?;
-    let wrong = || ClusterError::region(&dir);
-    if !dir.join(region::FILE).exists() {
-        let region = Region::new(volume.volume, place.id, volume.blocks);
-        Store::create(&disk, &region).map_err(wrong())?;
-    }
-    let expected = Some((volume.volume, place.id));
-    let (mut store, _) = Store::open(disk, expected, recorder).map_err(wrong())?;
-    if store.member_state().is_empty() {
-        let state = MemberState::new(place.id, record.clone());
-        let raw = serde_json::to_vec(&state).map_err(|e| ClusterError::VolumeFile {
-            path: dir.clone(),
-            why: e.to_string(),
-        })?;
-        store.set_member_state(raw).map_err(wrong())?;
-    }
-    store.close().map_err(wrong())
 }

@@ -1,31 +1,34 @@
-//! One host: opens the regions of its pools and serves them on one port.
+//! One host: opens the regions and witnesses of its pools and serves them on one port.
 //!
-//! A region that cannot be opened is reported and left out; the others are served. A region
-//! belongs to one process at a time (the pool's lock, which the kernel lets go when the process
-//! ends, however it ends). A crash leaves regions that open again by replaying their logs.
-//! Bounded by the server's limits and one log replay at a time.
+//! One that cannot be opened is reported and left out; the others are served. A region or witness
+//! belongs to one process at a time (a lock on its directory, which the kernel lets go when the
+//! process ends, however it ends). One that is made ready later is served after [`Host::rescan`]. A
+//! crash leaves regions that open again by replaying their logs. Bounded by the server's limits and
+//! one log replay at a time.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use trivet_downstairs::Store;
-use trivet_downstairs::pool::{Found, Pool};
+use trivet_downstairs::pool::{Found, FoundWitness, Pool};
 use trivet_downstairs::replica::Replica;
 use trivet_downstairs::server::{Served, Server, boot_time};
-use trivet_protocol::Recorder;
+use trivet_downstairs::{Store, Witness};
+use trivet_protocol::{MemberId, Recorder};
 
 use crate::error::{ClusterError, Problem, Result};
 
 /// See the module's head. Dropping it without [`Host::close`] is like a crash that loses nothing.
 pub struct Host {
     server: Server,
-    served: Vec<Arc<Served>>,
+    pools: Vec<PathBuf>,
+    served: Mutex<Vec<Arc<Served>>>,
     problems: Vec<Problem>,
+    recorder: Arc<dyn Recorder>,
 }
 
 impl Host {
-    /// Opens every region in `pools` and serves them on `listen` (port 0: any).
+    /// Opens every region and witness in `pools` and serves them on `listen` (port 0: any).
     ///
     /// # Errors
     /// A pool is not there (is its disk mounted?), or the address cannot be listened on.
@@ -34,33 +37,40 @@ impl Host {
         pools: &[PathBuf],
         recorder: &Arc<dyn Recorder>,
     ) -> Result<Host> {
-        let (mut served, mut problems) = (Vec::new(), Vec::new());
-        for dir in pools {
-            let pool = Pool::open(dir).map_err(ClusterError::store)?;
-            for found in pool.regions().map_err(ClusterError::store)? {
-                let dir = found.dir.clone();
-                match open(&pool, found, recorder) {
-                    Ok(region) => served.push(region),
-                    Err(e) => {
-                        let why = e.to_string();
-                        tracing::error!(dir = %dir.display(), why, "region left out");
-                        problems.push(Problem::Unusable { dir, why });
-                    }
-                }
-            }
-        }
+        let (served, problems) = open_all(pools, &[], recorder)?;
         let server = Server::start(listen).map_err(|source| ClusterError::Listen {
             address: listen,
             source,
         })?;
-        for region in &served {
-            server.add(region.clone()).map_err(ClusterError::Thread)?;
+        for member in &served {
+            server.add(member.clone()).map_err(ClusterError::Thread)?;
         }
         Ok(Host {
             server,
-            served,
+            pools: pools.to_vec(),
+            served: Mutex::new(served),
             problems,
+            recorder: recorder.clone(),
         })
+    }
+
+    /// Opens and serves what was made in the pools since. Returns how many, and what could not be
+    /// opened.
+    ///
+    /// # Errors
+    /// A pool is not there any more, or a thread cannot be started.
+    pub fn rescan(&self) -> Result<(usize, Vec<Problem>)> {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let known: Vec<MemberId> = served.iter().map(|s| s.member()).collect();
+        let (new, problems) = open_all(&self.pools, &known, &self.recorder)?;
+        let count = new.len();
+        for member in new {
+            self.server
+                .add(member.clone())
+                .map_err(ClusterError::Thread)?;
+            served.push(member);
+        }
+        Ok((count, problems))
     }
 
     /// Where it listens.
@@ -69,18 +79,19 @@ impl Host {
     }
 
     /// What it serves.
-    pub fn served(&self) -> &[Arc<Served>] {
-        &self.served
+    pub fn served(&self) -> Vec<Arc<Served>> {
+        let served = self.served.lock();
+        served.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Regions that are there and could not be opened.
+    /// What was there at the start and could not be opened.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
     /// Waits until every log is moved to the extent files, as far as it is committed.
     pub fn settle(&self) {
-        self.served.iter().for_each(|s| s.settle());
+        self.served().iter().for_each(|s| s.settle());
     }
 
     /// Ends all connections and closes the regions in order.
@@ -88,15 +99,47 @@ impl Host {
     /// # Errors
     /// A disk failed: the first one; all regions are closed as far as they can be.
     pub fn close(self) -> Result<()> {
+        let served = self.served();
         drop(self.server);
         let mut first = Ok(());
-        for region in &self.served {
+        for region in &served {
             let path = PathBuf::from(region.volume().to_string());
             let closed = region.close().map_err(ClusterError::region(&path));
             first = first.and(closed);
         }
         first
     }
+}
+
+/// Everything in these pools but what is `known`.
+fn open_all(
+    pools: &[PathBuf],
+    known: &[MemberId],
+    recorder: &Arc<dyn Recorder>,
+) -> Result<(Vec<Arc<Served>>, Vec<Problem>)> {
+    let (mut served, mut problems) = (Vec::new(), Vec::new());
+    let mut note = |dir: PathBuf, opened: trivet_downstairs::Result<Arc<Served>>| match opened {
+        Ok(member) => served.push(member),
+        Err(e) => {
+            let why = e.to_string();
+            tracing::error!(dir = %dir.display(), why, "left out");
+            problems.push(Problem::Unusable { dir, why });
+        }
+    };
+    for dir in pools {
+        let pool = Pool::open(dir).map_err(ClusterError::store)?;
+        for found in pool.regions().map_err(ClusterError::store)? {
+            if !matches!(&found.region, Ok(r) if known.contains(&r.member)) {
+                note(found.dir.clone(), open(&pool, found, recorder));
+            }
+        }
+        for found in pool.witnesses().map_err(ClusterError::store)? {
+            if !matches!(&found.witness, Ok(w) if known.contains(&w.member)) {
+                note(found.dir.clone(), open_witness(&pool, found, recorder));
+            }
+        }
+    }
+    Ok((served, problems))
 }
 
 fn open(
@@ -118,5 +161,20 @@ fn open(
         "region opened"
     );
     let replica = Replica::region(store, boot_time(), recorder.clone())?;
+    Ok(Served::new(replica, recorder.clone()))
+}
+
+fn open_witness(
+    pool: &Pool,
+    found: FoundWitness,
+    recorder: &Arc<dyn Recorder>,
+) -> trivet_downstairs::Result<Arc<Served>> {
+    let who = found.witness?;
+    let disk = pool.region(who.volume, who.member, recorder.clone())?;
+    let (witness, state) = Witness::open(&*disk, Some((who.volume, who.member)))?;
+    tracing::info!(dir = %found.dir.display(), opens = witness.opens(), "witness opened");
+    // The directory stays locked as long as the witness is served.
+    let witness = witness.holding(disk);
+    let replica = Replica::witness(witness, state, boot_time(), recorder.clone());
     Ok(Served::new(replica, recorder.clone()))
 }

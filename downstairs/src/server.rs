@@ -282,6 +282,19 @@ fn nanos(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Whom a connection is for: the member that is expected, else the one that counts today.
+fn chosen(served: &[Arc<Served>], expected: Option<MemberId>) -> Option<Arc<Served>> {
+    let standing = |s: &&Arc<Served>| {
+        s.with(|r| {
+            let state = r.member().state();
+            let listed = state.record.member(state.member).is_some();
+            (!state.removed, listed, state.record.version)
+        })
+    };
+    let named = served.iter().find(|s| Some(s.member()) == expected);
+    named.or_else(|| served.iter().max_by_key(standing)).cloned()
+}
+
 type Reader = FrameReader<TcpStream>;
 
 impl Conn {
@@ -308,7 +321,8 @@ pub struct Server {
 }
 
 struct Inner {
-    members: RwLock<HashMap<VolumeId, Arc<Served>>>,
+    /// More than one of a volume where one takes the place of another.
+    members: RwLock<HashMap<VolumeId, Vec<Arc<Served>>>>,
     conns: Mutex<HashMap<ConnId, Arc<Conn>>>,
     next: AtomicU64,
     open: AtomicUsize,
@@ -358,7 +372,7 @@ impl Server {
             .members
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        members.insert(served.volume(), served);
+        members.entry(served.volume()).or_default().push(served);
         Ok(())
     }
 }
@@ -374,7 +388,7 @@ impl Drop for Server {
             .members
             .read()
             .unwrap_or_else(PoisonError::into_inner);
-        members.values().for_each(|m| m.stop());
+        members.values().flatten().for_each(|m| m.stop());
         drop(members);
         for t in std::mem::take(&mut *lock(&self.threads)) {
             // A panic was reported where it happened.
@@ -444,14 +458,17 @@ impl Inner {
         lock(&self.conns).insert(id, conn.clone());
         let mut reader = FrameReader::new(reading);
         let first = reader.next_frame().map_err(|e| text(&e))?;
-        let volume = match message::decode::<Request>(&first.meta) {
-            Ok(Request::Hello { volume, .. }) if first.header.kind == Kind::Request => volume,
+        let (volume, member) = match message::decode::<Request>(&first.meta) {
+            Ok(Request::Hello { volume, member, .. }) if first.header.kind == Kind::Request => {
+                (volume, member)
+            }
             _ => return Err("it did not say hello".into()),
         };
         let served = {
             let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-            members.get(&volume).cloned()
+            members.get(&volume).cloned().unwrap_or_default()
         };
+        let served = chosen(&served, member);
         let Some(served) = served else {
             let why = format!("volume {volume} is not on this node; look at its configuration");
             let refused = Reply::Refused(Refusal::NotHere(why.clone()));

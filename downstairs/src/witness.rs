@@ -14,10 +14,12 @@
 //! witness; a crash later leaves the state before or after the last change, never a mixture.
 //! Bounded by a slot's size ([`crate::slots::MAX_BODY`]).
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use trivet_protocol::{MemberId, VolumeId};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::error::{Result, StoreError};
 use crate::member::MemberState;
 use crate::slots::SlotFile;
@@ -55,6 +57,8 @@ struct Kept {
 pub struct Witness {
     file: SlotFile,
     opens: u64,
+    /// What keeps its directory locked.
+    disk: Option<Arc<dyn Disk>>,
 }
 
 impl Identity {
@@ -152,7 +156,14 @@ impl Witness {
         }
         let opens = kept.opens.saturating_add(1);
         file.write(&encode(opens, &kept.state)?)?;
-        Ok((Witness { file, opens }, kept.state))
+        let disk = None;
+        Ok((Witness { file, opens, disk }, kept.state))
+    }
+
+    /// Keeps `disk`, and with it the lock on its directory, as long as the witness is open.
+    pub fn holding(mut self, disk: Arc<dyn Disk>) -> Witness {
+        self.disk = Some(disk);
+        self
     }
 
     /// Reads the state without changing anything.
@@ -184,7 +195,7 @@ impl Witness {
     }
 }
 
-fn replace(disk: &dyn Disk, name: &str) -> Result<std::sync::Arc<dyn crate::disk::DiskFile>> {
+fn replace(disk: &dyn Disk, name: &str) -> Result<Arc<dyn DiskFile>> {
     // Left by a making that was cut short.
     let _ = disk.remove(name);
     disk.create(name)

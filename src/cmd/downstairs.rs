@@ -1,7 +1,8 @@
 //! `trivet downstairs run`: serves the regions of this node's pools, in the foreground.
 //!
 //! Says `ready` on standard output when it serves. SIGTERM and Ctrl-C close the regions in order;
-//! SIGUSR1 moves the logs to the extent files, as before copying a pool, and says `settled`.
+//! SIGUSR1 moves the logs to the extent files, as before copying a pool, and says `settled`; SIGHUP
+//! looks for regions and witnesses made in the pools since, serves them, and says `ready` again.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use signal_hook::consts::SIGUSR1;
+use signal_hook::consts::{SIGHUP, SIGUSR1};
 use signal_hook::iterator::Signals;
 use trivet_cluster::process::Said;
 use trivet_cluster::{ClusterError, Host};
@@ -22,7 +23,7 @@ use crate::stop::Stop;
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Downstairs {
-    /// Serve every region in the given pools until SIGTERM
+    /// Serve every region and witness in the given pools until SIGTERM
     Run(RunArgs),
 }
 
@@ -51,7 +52,7 @@ pub fn run(args: Downstairs, format: Format) -> Result<(), CliError> {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
             .map_err(|e| CliError::failed(format_args!("cannot watch the parent: {e}")))?;
     }
-    let mut settle = Signals::new([SIGUSR1])
+    let mut settle = Signals::new([SIGUSR1, SIGHUP])
         .map_err(|e| CliError::failed(format_args!("cannot listen for signals: {e}")))?;
     let recorder: Arc<dyn Recorder> = Arc::new(NullRecorder);
     let host = Host::start(args.listen, &args.pools, &recorder).map_err(|e| failed(&e))?;
@@ -68,9 +69,15 @@ pub fn run(args: Downstairs, format: Format) -> Result<(), CliError> {
     let settler = std::thread::Builder::new()
         .name("settle".into())
         .spawn(move || {
-            for _ in settle.forever() {
-                settling.settle();
-                if let Err(e) = say(format, &Said::Settled) {
+            for signal in settle.forever() {
+                let said = match signal {
+                    SIGHUP => rescan(&settling),
+                    _ => {
+                        settling.settle();
+                        Said::Settled
+                    }
+                };
+                if let Err(e) = say(format, &said) {
                     tracing::warn!("{e}");
                 }
             }
@@ -83,6 +90,17 @@ pub fn run(args: Downstairs, format: Format) -> Result<(), CliError> {
     match Arc::into_inner(host) {
         Some(host) => host.close().map_err(|e| failed(&e)),
         None => Ok(()),
+    }
+}
+
+/// Problems are in the log; what was served before goes on.
+fn rescan(host: &Host) -> Said {
+    if let Err(e) = host.rescan() {
+        tracing::error!("{e}");
+    }
+    Said::Ready {
+        address: host.address(),
+        regions: host.served().len(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use trivet_cluster::{VolumeFile, create};
+use trivet_protocol::MemberKind;
 
 use super::downstairs::failed;
 use crate::error::CliError;
@@ -14,7 +15,8 @@ use crate::size::Size;
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Volume {
-    /// Make a volume: one region in each of three pools, and a file that describes it
+    /// Make a volume: a region in each of three pools, or of two and a witness in a third one, and
+    /// a file that describes it
     Create(CreateArgs),
 }
 
@@ -27,9 +29,12 @@ pub struct CreateArgs {
     /// Size, such as 100G; regions are thin and take space as they are written
     #[arg(long)]
     size: Size,
-    /// Directory of a pool; give three (they are made where missing)
+    /// Directory of a pool; give three, or two and a witness (they are made where missing)
     #[arg(long = "pool", value_name = "DIR", required = true)]
     pools: Vec<PathBuf>,
+    /// Directory of a pool for a witness, which votes and keeps no data
+    #[arg(long, value_name = "DIR")]
+    witness: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -43,6 +48,7 @@ struct Made {
 struct Member {
     id: String,
     node: String,
+    kind: MemberKind,
     pool: PathBuf,
 }
 
@@ -52,13 +58,17 @@ struct Member {
 /// What to tell the person who asked.
 pub fn run(args: Volume, format: Format) -> Result<(), CliError> {
     let Volume::Create(args) = args;
-    if args.pools.len() != 3 {
+    let needed = if args.witness.is_some() { 2 } else { 3 };
+    if args.pools.len() != needed {
         let given = args.pools.len();
-        return Err(CliError::usage(format_args!("{given} pools were given"))
-            .hint("give --pool three times, once per replica"));
+        return Err(
+            CliError::usage(format_args!("{given} pools for replicas were given"))
+                .hint("give --pool three times, or twice and --witness once"),
+        );
     }
     let mut pools = Vec::new();
-    for (node, pool) in ["a", "b", "c"].into_iter().zip(&args.pools) {
+    let all = args.pools.iter().chain(&args.witness);
+    for (node, pool) in ["a", "b", "c"].into_iter().zip(all) {
         let absolute = std::path::absolute(pool)
             .map_err(|e| CliError::failed(format_args!("{}: {e}", pool.display())))?;
         if pools
@@ -67,12 +77,16 @@ pub fn run(args: Volume, format: Format) -> Result<(), CliError> {
         {
             return Err(
                 CliError::usage(format_args!("{} is given twice", pool.display()))
-                    .hint("each replica needs a pool of its own"),
+                    .hint("each member needs a pool of its own"),
             );
         }
         pools.push((node.to_owned(), absolute));
     }
-    let volume = VolumeFile::new(args.size.bytes(), pools).map_err(|e| failed(&e))?;
+    let witness = pools.split_off(needed);
+    let mut volume = VolumeFile::new(args.size.bytes(), pools).map_err(|e| failed(&e))?;
+    for (node, pool) in witness {
+        volume = volume.with_witness(node, pool);
+    }
     let volume = create(&args.file, volume).map_err(|e| failed(&e))?;
     output::print(format, &made(&volume), |m| text(m, &args.file))
 }
@@ -81,6 +95,7 @@ fn made(volume: &VolumeFile) -> Made {
     let member = |p: &trivet_cluster::Place| Member {
         id: p.id.to_string(),
         node: p.node.clone(),
+        kind: p.kind,
         pool: p.pool.clone(),
     };
     Made {
@@ -92,7 +107,7 @@ fn made(volume: &VolumeFile) -> Made {
 
 fn text(made: &Made, file: &Path) -> String {
     let mut text = format!(
-        "volume {} of {} bytes, described in {}\nserve its replicas with:\n",
+        "volume {} of {} bytes, described in {}\nserve its members with:\n",
         made.volume,
         made.bytes,
         file.display()

@@ -29,8 +29,23 @@ pub enum ChangeError {
     #[error("another change of the members is under way; try again in a moment")]
     Busy,
     /// It would break a rule.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{why}")]
+    Refused {
+        /// Which, and what to do.
+        why: String,
+        /// It may be possible in a moment.
+        passing: bool,
+    },
+}
+
+fn never(why: impl Into<String>) -> ChangeError {
+    let (why, passing) = (why.into(), false);
+    ChangeError::Refused { why, passing }
+}
+
+fn not_now(why: impl Into<String>) -> ChangeError {
+    let (why, passing) = (why.into(), true);
+    ChangeError::Refused { why, passing }
 }
 
 impl Upstairs {
@@ -98,14 +113,14 @@ impl Upstairs {
         let heard = heard.map(|(_, w)| (w.kind, w.opens));
         self.change(now, |record| {
             if record.member(info.id).is_some() {
-                return Err("it is a member already".into());
+                return Err(never("it is a member already"));
             }
             let Some((kind, opens)) = heard else {
                 let node = &info.node;
-                return Err(format!("the new member on {node} does not answer"));
+                return Err(not_now(format!("the new member on {node} does not answer")));
             };
             if kind != info.kind {
-                return Err(format!("what answers there is a {kind:?}"));
+                return Err(never(format!("what answers there is a {kind:?}")));
             }
             info.opens = info.opens.max(opens);
             record.members.push(info);
@@ -124,18 +139,18 @@ impl Upstairs {
             let before = record.members.len();
             record.members.retain(|m| m.id != id);
             if record.members.len() == before {
-                return Err("it is not a member".into());
+                return Err(never("it is not a member"));
             }
             let shrinks = record.in_sync.remove(&id);
             if shrinks && record.in_sync.len() < usize::from(record.min_copies) {
-                return Err(format!(
+                return Err(never(format!(
                     "only {} in-sync copies would be left, the policy asks for {}",
                     record.in_sync.len(),
                     record.min_copies
-                ));
+                )));
             }
             if shrinks && !level {
-                return Err("the replicas that stay are still catching up; try again".into());
+                return Err(not_now("the replicas that stay are still catching up; try again"));
             }
             Ok(())
         })?;
@@ -163,7 +178,7 @@ impl Upstairs {
         let kind = record.member(old).map(|m| m.kind);
         if kind != Some(new.kind) || old == new.id {
             let why = "what is to be replaced is not a member, or not of the same kind";
-            return Err(ChangeError::Refused(why.into()));
+            return Err(never(why));
         }
         if self.replacing.is_some_and(|r| r != (old, new.id)) {
             return Err(ChangeError::Busy);
@@ -237,10 +252,10 @@ impl Upstairs {
     pub fn grow(&mut self, now: Now, blocks: u64) -> Result<(), ChangeError> {
         self.change(now, |record| {
             if blocks < record.blocks {
-                return Err(format!(
+                return Err(never(format!(
                     "a volume of {} blocks cannot shrink",
                     record.blocks
-                ));
+                )));
             }
             record.blocks = blocks;
             Ok(())
@@ -255,7 +270,7 @@ impl Upstairs {
     fn change(
         &mut self,
         now: Now,
-        edit: impl FnOnce(&mut Record) -> Result<(), String>,
+        edit: impl FnOnce(&mut Record) -> Result<(), ChangeError>,
     ) -> Result<(), ChangeError> {
         if !self.is_active() {
             return Err(ChangeError::NotActive);
@@ -264,14 +279,14 @@ impl Upstairs {
             return Err(ChangeError::Busy);
         };
         let mut next = record.clone();
-        edit(&mut next).map_err(ChangeError::Refused)?;
+        edit(&mut next)?;
         next.version = self.next_version();
         if let Some(problem) = next.problem() {
-            return Err(ChangeError::Refused(problem.into()));
+            return Err(never(problem));
         }
         if !self.majority_answers(&next) {
             let why = "no majority of the members that there would be answers now";
-            return Err(ChangeError::Refused(why.into()));
+            return Err(not_now(why));
         }
         self.propose(now, next, None);
         Ok(())

@@ -68,6 +68,40 @@ impl Upstairs {
             .is_some_and(|l| self.peer(l).recorded >= newest)
     }
 
+    /// Why this member does not take part, if it said so.
+    pub fn refusal_of(&self, member: MemberId) -> Option<String> {
+        self.peer(self.link_to(member)?).refused.clone()
+    }
+
+    /// Whether the member of this link was removed, and knows it or has not been there for long.
+    pub fn is_done_with(&self, link: LinkId) -> bool {
+        let Some(peer) = self.peers.get(link.index()) else {
+            return false;
+        };
+        let (Some(member), Some(record)) = (peer.member.or(peer.expected), &self.record) else {
+            return false;
+        };
+        let told = !peer.up || self.has_record(member) || peer.refused.is_some();
+        record.member(member).is_none() && self.record_settled() && told
+    }
+
+    /// Members that no link leads to, on nodes whose links all lead to somebody else: who, the
+    /// node, and one of those links.
+    pub fn unlinked(&self) -> Vec<(MemberId, String, LinkId)> {
+        let members = self.record.iter().flat_map(|r| &r.members);
+        let missing = members.filter(|m| self.link_to(m.id).is_none());
+        let beside = |m: &trivet_protocol::MemberInfo| {
+            let of_node: Vec<_> = self
+                .links()
+                .filter(|l| !self.peer(*l).retired && self.peer(*l).node == m.node)
+                .collect();
+            let all_taken = of_node.iter().all(|l| self.peer(*l).member.is_some());
+            let first = of_node.first().copied().filter(|_| all_taken)?;
+            Some((m.id, m.node.clone(), first))
+        };
+        missing.filter_map(beside).collect()
+    }
+
     /// Another member lives where this one was: asks who, unless that is settled. True if it asked.
     pub(super) fn ask_who_is_there(&mut self, now: Now, link: LinkId) -> bool {
         let peer = self.peer_mut(link);

@@ -133,7 +133,8 @@ enum Ask {
 impl Upstairs {
     /// An upstairs that does nothing yet. Links are reported by [`Upstairs::link_up`].
     pub fn new(config: Config) -> Upstairs {
-        let peers = config.links.iter().map(|n| Peer::new(n.clone())).collect();
+        let links = config.links.iter().take(MAX_LINKS);
+        let peers = links.map(|n| Peer::new(n.clone())).collect();
         Upstairs {
             config,
             phase: Phase::Idle,
@@ -387,7 +388,7 @@ impl Upstairs {
 
     /// A connection to a member stands.
     pub fn link_up(&mut self, now: Now, link: LinkId) {
-        let Some(peer) = self.peers.get_mut(link.index()) else {
+        let Some(peer) = self.peers.get_mut(link.index()).filter(|p| !p.retired) else {
             return;
         };
         peer.connected(now);

@@ -78,7 +78,7 @@ impl Processes {
             let replica = Downstairs::start(&binary, any, &[VolumeFile::pool(place, &file)])?;
             hosts.push(Reach {
                 node: place.node.clone(),
-                address: replica.address(),
+                addresses: vec![replica.address()],
             });
             replicas.push(replica);
         }

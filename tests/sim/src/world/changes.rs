@@ -20,7 +20,7 @@ impl World {
         if self.healing {
             return;
         }
-        let nanos = 200 * MS + self.rng.below(2_500 * MS);
+        let nanos = 100 * MS + self.rng.below(1_500 * MS);
         self.after(nanos, Event::Nemesis);
         let Some(record) = self.serving_record() else {
             return;

@@ -206,7 +206,7 @@ impl World {
         let volume = VolumeId::from_bytes([7; 16]);
         // Three replicas, or two and a witness; in some worlds members change, with nodes to spare.
         let shape = rng.below(10);
-        let (witness, changing) = (matches!(shape, 0..3), matches!(shape, 2..6));
+        let (witness, changing) = (matches!(shape, 0..3), matches!(shape, 2..7));
         let (members, n) = (3, if changing { 5 } else { 3 });
         let first = first_record(volume, members, witness);
         let mut nodes = Vec::new();

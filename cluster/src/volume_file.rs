@@ -103,9 +103,7 @@ impl VolumeFile {
 
     /// The members that keep data.
     pub fn replicas(&self) -> impl Iterator<Item = &Place> {
-        self.member
-            .iter()
-            .filter(|p| p.kind == MemberKind::Replica)
+        self.member.iter().filter(|p| p.kind == MemberKind::Replica)
     }
 
     /// The directory of a member's pool, for a volume described in `file`.

@@ -18,9 +18,9 @@ use trivet_downstairs::pool::Pool;
 use trivet_protocol::{
     BLOCK_BYTES, Batch, Block, MemberId, MemberKind, NullRecorder, Record, Recorder,
 };
+use trivet_replica::Volume;
 use trivet_replica::driver::{NewMember, ReplicatedVolume};
 use trivet_replica::upstairs::{Limits, Status};
-use trivet_replica::Volume;
 
 const PATIENCE: Duration = Duration::from_secs(40);
 const BLOCKS: u64 = 4096;

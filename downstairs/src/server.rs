@@ -292,7 +292,9 @@ fn chosen(served: &[Arc<Served>], expected: Option<MemberId>) -> Option<Arc<Serv
         })
     };
     let named = served.iter().find(|s| Some(s.member()) == expected);
-    named.or_else(|| served.iter().max_by_key(standing)).cloned()
+    named
+        .or_else(|| served.iter().max_by_key(standing))
+        .cloned()
 }
 
 type Reader = FrameReader<TcpStream>;

@@ -1,8 +1,8 @@
 //! Drives an [`Upstairs`] with real time, threads and sockets, and shows it as a [`Volume`].
 //!
 //! Threads: for each link one that connects and reads and one that writes when a socket is full;
-//! one that makes time pass, and one that looks after the links ([`ways`]). Callers' own threads do the rest: they order, send and, for reads
-//! from a replica in this process, read and verify.
+//! one that makes time pass, and one that looks after the links ([`ways`]). Callers' own threads do
+//! the rest: they order, send and, for reads from a replica in this process, read and verify.
 //!
 //! Locks: the state machine's is taken for microseconds and never held over a system call. Frames
 //! are queued on their links under it, so that each stream has the state machine's order.

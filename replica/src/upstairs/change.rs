@@ -150,7 +150,9 @@ impl Upstairs {
                 )));
             }
             if shrinks && !level {
-                return Err(not_now("the replicas that stay are still catching up; try again"));
+                return Err(not_now(
+                    "the replicas that stay are still catching up; try again",
+                ));
             }
             Ok(())
         })?;
@@ -216,11 +218,7 @@ impl Upstairs {
         }
     }
 
-    fn remove_member_of_replacement(
-        &mut self,
-        now: Now,
-        old: MemberId,
-    ) -> Result<(), ChangeError> {
+    fn remove_member_of_replacement(&mut self, now: Now, old: MemberId) -> Result<(), ChangeError> {
         let pair = self.replacing;
         let removed = self.remove_member(now, old);
         self.replacing = pair;

@@ -52,8 +52,7 @@ impl Upstairs {
     /// The link on which this member answers or is to answer.
     pub fn link_to(&self, member: MemberId) -> Option<LinkId> {
         let expected = |l: &LinkId| self.peer(*l).expected == Some(member);
-        self.link_of(member)
-            .or_else(|| self.links().find(expected))
+        self.link_of(member).or_else(|| self.links().find(expected))
     }
 
     /// Whether this member accepted our claim, and takes part.

@@ -40,8 +40,8 @@ use trivet_protocol::frame::{Frame, Header, Kind};
 use trivet_protocol::message::{self, Refusal, Reply, Request};
 use trivet_protocol::{Generation, MemberId, Now, Record, Seq};
 
-pub use history::{OutFrame, Prepared};
 pub use change::ChangeError;
+pub use history::{OutFrame, Prepared};
 pub use links::MAX_LINKS;
 pub use peer::LinkId;
 pub use resync::ResyncStatus;
@@ -346,9 +346,7 @@ impl Upstairs {
     /// on its way is handed back once it is answered.
     pub fn handing_back(&self) -> bool {
         let ends = |a: &Asked| matches!(a.what, Ask::HandBack | Ask::Claim);
-        self.asked
-            .values()
-            .any(|a| ends(a) && self.peer(a.link).up)
+        self.asked.values().any(|a| ends(a) && self.peer(a.link).up)
     }
 
     // ---- frames ----

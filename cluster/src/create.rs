@@ -72,7 +72,7 @@ fn refuse_orphans(path: &Path, volume: &VolumeFile) -> Result<()> {
     Ok(())
 }
 
-fn first_record(volume: &VolumeFile) -> Record {
+pub(crate) fn first_record(volume: &VolumeFile) -> Record {
     let replicas = volume.replicas().count();
     let members = volume.member.iter().map(|p| MemberInfo {
         id: p.id,
@@ -98,7 +98,7 @@ fn first_record(volume: &VolumeFile) -> Record {
 }
 
 /// Making a volume is an explicit act, and so its pools are made along with it.
-fn open_or_make_pool(dir: &Path) -> Result<Pool> {
+pub(crate) fn open_or_make_pool(dir: &Path) -> Result<Pool> {
     if dir.join(pool::FILE).exists() {
         return Ok(Pool::open(dir)?);
     }

@@ -4,6 +4,7 @@
 //!   gone is known to be lost and is never silently made anew (design, section 5);
 //! - [`create()`]: makes a volume's regions; a creation cut short is finished by the next one;
 //! - [`make_ready()`]: makes a region or witness ready to come into a volume that exists;
+//! - [`recover()`]: makes a new volume of one region of one whose majority is gone for ever;
 //! - [`Host`]: opens the regions of some pools and serves them on one port;
 //! - [`attach()`]: an upstairs to members anywhere, activated;
 //! - [`Embedded`]: three hosts and the upstairs in this process. Nothing is a special path: the
@@ -19,6 +20,7 @@ mod error;
 mod host;
 mod join;
 pub mod process;
+mod recover;
 pub mod volume_file;
 
 pub use attach::{Attach, Reach, attach};
@@ -27,4 +29,5 @@ pub use embedded::{Embedded, Options};
 pub use error::{ClusterError, Problem, Result};
 pub use host::Host;
 pub use join::{Joining, make_ready};
+pub use recover::recover;
 pub use volume_file::{Place, VolumeFile};

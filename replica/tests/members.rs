@@ -314,3 +314,33 @@ fn a_member_more_that_leaves_no_majority_is_refused() {
     let e = w.up.remove_member(now, id(0)).unwrap_err();
     assert!(e.to_string().contains("majority"), "{e}");
 }
+
+/// The one to be replaced was out of the set, and three others were in it: the new one was put
+/// there as the fourth, by a record that every member refused, for ever.
+#[test]
+fn a_replacement_of_one_out_of_the_set_makes_four_in_it() {
+    let mut w = World::new(
+        &record(4, &[0, 1, 2]),
+        &[&[(1, 9)], &[(1, 9)], &[(1, 9)], &[(1, 9)], &[]],
+    );
+    for i in [0, 1, 2, 4] {
+        w.connect(i);
+    }
+    w.activate();
+    w.tick(500);
+    let info = MemberInfo {
+        id: id(4),
+        node: "n4".into(),
+        kind: MemberKind::Replica,
+        opens: 0,
+        durable: Position::default(),
+    };
+    let now = w.now;
+    w.up.replace_member(now, id(3), info).unwrap();
+    w.pass();
+    w.tick(2000);
+    let record = w.up.record().unwrap();
+    assert!(w.up.record_settled() && record.problem().is_none());
+    assert!(record.member(id(3)).is_none() && record.member(id(4)).is_some());
+    assert_eq!(record.in_sync.len(), 3);
+}

@@ -1,4 +1,6 @@
-//! `trivet volume`: makes volumes.
+//! `trivet volume`: makes volumes, also out of what is left of one.
+
+mod recover;
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +20,8 @@ pub enum Volume {
     /// Make a volume: a region in each of three pools, or of two and a witness in a third one, and
     /// a file that describes it
     Create(CreateArgs),
+    /// Make a new volume out of one region, when a majority of its volume's members is gone for ever
+    Recover(recover::RecoverArgs),
 }
 
 /// Of what size, and where.
@@ -29,12 +33,55 @@ pub struct CreateArgs {
     /// Size, such as 100G; regions are thin and take space as they are written
     #[arg(long)]
     size: Size,
+    #[command(flatten)]
+    places: Places,
+}
+
+/// Where a volume's members are to be kept.
+#[derive(Debug, Args)]
+pub struct Places {
     /// Directory of a pool; give three, or two and a witness (they are made where missing)
-    #[arg(long = "pool", value_name = "DIR", required = true)]
+    #[arg(long = "pool", value_name = "DIR")]
     pools: Vec<PathBuf>,
     /// Directory of a pool for a witness, which votes and keeps no data
     #[arg(long, value_name = "DIR")]
     witness: Option<PathBuf>,
+}
+
+impl Places {
+    /// A new volume of this size there.
+    fn volume(&self, bytes: u64) -> Result<VolumeFile, CliError> {
+        let needed = if self.witness.is_some() { 2 } else { 3 };
+        if self.pools.len() != needed {
+            let given = self.pools.len();
+            return Err(
+                CliError::usage(format_args!("{given} pools for replicas were given"))
+                    .hint("give --pool three times, or twice and --witness once"),
+            );
+        }
+        let mut pools = Vec::new();
+        let all = self.pools.iter().chain(&self.witness);
+        for (node, pool) in ["a", "b", "c"].into_iter().zip(all) {
+            let absolute = std::path::absolute(pool)
+                .map_err(|e| CliError::failed(format_args!("{}: {e}", pool.display())))?;
+            if pools
+                .iter()
+                .any(|(_, p): &(String, PathBuf)| *p == absolute)
+            {
+                return Err(
+                    CliError::usage(format_args!("{} is given twice", pool.display()))
+                        .hint("each member needs a pool of its own"),
+                );
+            }
+            pools.push((node.to_owned(), absolute));
+        }
+        let witness = pools.split_off(needed);
+        let mut volume = VolumeFile::new(bytes, pools).map_err(|e| failed(&e))?;
+        for (node, pool) in witness {
+            volume = volume.with_witness(node, pool);
+        }
+        Ok(volume)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -57,36 +104,14 @@ struct Member {
 /// # Errors
 /// What to tell the person who asked.
 pub fn run(args: Volume, format: Format) -> Result<(), CliError> {
-    let Volume::Create(args) = args;
-    let needed = if args.witness.is_some() { 2 } else { 3 };
-    if args.pools.len() != needed {
-        let given = args.pools.len();
-        return Err(
-            CliError::usage(format_args!("{given} pools for replicas were given"))
-                .hint("give --pool three times, or twice and --witness once"),
-        );
+    match args {
+        Volume::Create(args) => create_volume(&args, format),
+        Volume::Recover(args) => recover::run(&args, format),
     }
-    let mut pools = Vec::new();
-    let all = args.pools.iter().chain(&args.witness);
-    for (node, pool) in ["a", "b", "c"].into_iter().zip(all) {
-        let absolute = std::path::absolute(pool)
-            .map_err(|e| CliError::failed(format_args!("{}: {e}", pool.display())))?;
-        if pools
-            .iter()
-            .any(|(_, p): &(String, PathBuf)| *p == absolute)
-        {
-            return Err(
-                CliError::usage(format_args!("{} is given twice", pool.display()))
-                    .hint("each member needs a pool of its own"),
-            );
-        }
-        pools.push((node.to_owned(), absolute));
-    }
-    let witness = pools.split_off(needed);
-    let mut volume = VolumeFile::new(args.size.bytes(), pools).map_err(|e| failed(&e))?;
-    for (node, pool) in witness {
-        volume = volume.with_witness(node, pool);
-    }
+}
+
+fn create_volume(args: &CreateArgs, format: Format) -> Result<(), CliError> {
+    let volume = args.places.volume(args.size.bytes())?;
     let volume = create(&args.file, volume).map_err(|e| failed(&e))?;
     output::print(format, &made(&volume), |m| text(m, &args.file))
 }

@@ -76,6 +76,11 @@ impl Upstairs {
             if !self.level_without(old) || !self.majority_answers(&next) {
                 return;
             }
+            if next.in_sync.len() >= MAX_IN_SYNC {
+                // The old one was out of the set, which is full: the new one waits there instead.
+                next.version = self.next_version();
+                return self.propose(now, next, None);
+            }
         } else if next.in_sync.len() >= MAX_IN_SYNC {
             let stalled = next
                 .in_sync

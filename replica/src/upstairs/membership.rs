@@ -111,6 +111,11 @@ impl Upstairs {
 
     /// Sends a record to every member of the old list and of the new.
     pub(super) fn propose(&mut self, now: Now, mut record: Record, notice: Option<Notice>) {
+        // Members would refuse it, and it could not be taken back: it must not be sent.
+        if let Some(problem) = record.problem() {
+            debug_assert!(false, "a record that nobody would store: {problem}");
+            return;
+        }
         self.last_record = now;
         for info in &mut record.members {
             let Some(link) = self.link_of(info.id) else {

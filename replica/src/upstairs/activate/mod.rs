@@ -178,7 +178,6 @@ impl Upstairs {
         }
         let peer = self.peer_mut(link);
         peer.refused = None;
-        peer.told = None;
         peer.welcome = Some((sent, w));
         match &self.phase {
             Phase::Activating(Activation {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use trivet_downstairs::pool::{self, Pool};
 use trivet_protocol::limits::DEFAULT_LEASE_MS;
-use trivet_protocol::{MemberInfo, Millis, Position, Record, RecordVersion};
+use trivet_protocol::{MemberId, MemberInfo, Millis, Position, Record, RecordVersion};
 
 use crate::error::{ClusterError, Result};
 use crate::join::make_member;
@@ -108,4 +108,20 @@ pub(crate) fn open_or_make_pool(dir: &Path) -> Result<Pool> {
     let pool = Pool::create(dir)?;
     sync_parent(dir)?;
     Ok(pool)
+}
+
+/// Makes one member of a new volume in the pool at `dir` (which is made if it is not there), as its
+/// first record says. If it is there already, that is as good.
+///
+/// # Errors
+/// The record is no first one or does not list the member, or the disk fails.
+pub fn make_first_member(dir: &Path, record: &Record, member: MemberId) -> Result<()> {
+    let first = record.version == RecordVersion::default() && record.problem().is_none();
+    let Some(info) = record.member(member).filter(|_| first) else {
+        return Err(ClusterError::NotFirst {
+            volume: record.volume,
+            member,
+        });
+    };
+    make_member(&open_or_make_pool(dir)?, info.kind, member, record)
 }

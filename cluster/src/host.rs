@@ -7,48 +7,44 @@
 //! one log replay at a time.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use trivet_downstairs::pool::{Found, FoundWitness, Pool};
 use trivet_downstairs::replica::Replica;
-use trivet_downstairs::server::{Served, Server, boot_time};
+use trivet_downstairs::server::{Listen, Served, Server, boot_time, chosen};
 use trivet_downstairs::{Store, Witness};
-use trivet_protocol::{MemberId, Recorder};
+use trivet_protocol::{MemberId, Record, Recorder, VolumeId};
 
+use crate::create::make_first_member;
 use crate::error::{ClusterError, Problem, Result};
+use crate::join::{Joining, make_ready};
 
 /// See the module's head. Dropping it without [`Host::close`] is like a crash that loses nothing.
 pub struct Host {
     server: Server,
     pools: Vec<PathBuf>,
-    served: Mutex<Vec<Arc<Served>>>,
+    served: RwLock<Vec<Arc<Served>>>,
     problems: Vec<Problem>,
     recorder: Arc<dyn Recorder>,
 }
 
 impl Host {
-    /// Opens every region and witness in `pools` and serves them on `listen` (port 0: any).
+    /// Opens every region and witness in `pools` and serves them as `listen` says.
     ///
     /// # Errors
     /// A pool is not there (is its disk mounted?), or the address cannot be listened on.
-    pub fn start(
-        listen: SocketAddr,
-        pools: &[PathBuf],
-        recorder: &Arc<dyn Recorder>,
-    ) -> Result<Host> {
-        let (served, problems) = open_all(pools, &[], recorder)?;
-        let server = Server::start(listen).map_err(|source| ClusterError::Listen {
-            address: listen,
-            source,
-        })?;
+    pub fn start(listen: Listen, pools: &[PathBuf]) -> Result<Host> {
+        let recorder = listen.recorder.clone();
+        let (served, problems) = open_all(pools, &[], &recorder)?;
+        let server = Server::start(listen)?;
         for member in &served {
             server.add(member.clone()).map_err(ClusterError::Thread)?;
         }
         Ok(Host {
             server,
             pools: pools.to_vec(),
-            served: Mutex::new(served),
+            served: RwLock::new(served),
             problems,
             recorder: recorder.clone(),
         })
@@ -60,9 +56,13 @@ impl Host {
     /// # Errors
     /// A pool is not there any more, or a thread cannot be started.
     pub fn rescan(&self) -> Result<(usize, Vec<Problem>)> {
-        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        self.scan(&self.pools)
+    }
+
+    fn scan(&self, pools: &[PathBuf]) -> Result<(usize, Vec<Problem>)> {
+        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
         let known: Vec<MemberId> = served.iter().map(|s| s.member()).collect();
-        let (new, problems) = open_all(&self.pools, &known, &self.recorder)?;
+        let (new, problems) = open_all(pools, &known, &self.recorder)?;
         let count = new.len();
         for member in new {
             self.server
@@ -80,8 +80,65 @@ impl Host {
 
     /// What it serves.
     pub fn served(&self) -> Vec<Arc<Served>> {
-        let served = self.served.lock();
-        served.unwrap_or_else(PoisonError::into_inner).clone()
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        served.clone()
+    }
+
+    /// The member of a volume that it serves, if it has one; of several the one that counts today.
+    pub fn member_of(&self, volume: VolumeId) -> Option<Arc<Served>> {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        let of_volume: Vec<_> = served
+            .iter()
+            .filter(|s| s.volume() == volume)
+            .cloned()
+            .collect();
+        chosen(&of_volume, None)
+    }
+
+    /// Makes a member of a new volume, from its first record, in the pool at `pool`, and serves
+    /// it. If it is there already, that is as good: a creation that was cut short is finished so.
+    ///
+    /// # Errors
+    /// Another member of that volume is here, the record does not list this one or is not a first
+    /// one, or the disk fails.
+    pub fn make_member(&self, pool: &Path, record: &Record, member: MemberId) -> Result<()> {
+        let volume = record.volume;
+        if let Some(here) = self.member_of(volume) {
+            return match here.member() == member {
+                true => Ok(()),
+                false => Err(ClusterError::OtherMember {
+                    volume,
+                    member: here.member(),
+                }),
+            };
+        }
+        make_first_member(pool, record, member)?;
+        self.serve_made(pool, member)
+    }
+
+    /// Makes a member that is to come into a volume that exists ready in the pool at `pool`, and
+    /// serves it. If it is there already, that is as good.
+    ///
+    /// # Errors
+    /// As [`make_ready`].
+    pub fn make_ready(&self, pool: &Path, joining: &Joining) -> Result<()> {
+        make_ready(pool, joining)?;
+        self.serve_made(pool, joining.member)
+    }
+
+    fn serve_made(&self, pool: &Path, member: MemberId) -> Result<()> {
+        let (_, problems) = self.scan(std::slice::from_ref(&pool.to_path_buf()))?;
+        if self.served().iter().any(|s| s.member() == member) {
+            return Ok(());
+        }
+        let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        Err(ClusterError::VolumeFile {
+            path: pool.to_path_buf(),
+            why: format!(
+                "the new member {member} cannot be served: {}",
+                told.join("; ")
+            ),
+        })
     }
 
     /// What was there at the start and could not be opened.

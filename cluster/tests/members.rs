@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 
 use trivet_cluster::{Attach, Host, Joining, Reach, VolumeFile, attach, create, make_ready};
 use trivet_downstairs::pool::Pool;
+use trivet_downstairs::server::Listen;
 use trivet_protocol::{
     BLOCK_BYTES, Batch, Block, MemberId, MemberKind, NullRecorder, Record, Recorder,
 };
 use trivet_replica::Volume;
 use trivet_replica::driver::{NewMember, ReplicatedVolume};
 use trivet_replica::upstairs::{Limits, Status};
+use trivet_transport::Security;
 
 const PATIENCE: Duration = Duration::from_secs(40);
 const BLOCKS: u64 = 4096;
@@ -38,6 +40,10 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 
 fn recorder() -> Arc<dyn Recorder> {
     Arc::new(NullRecorder)
+}
+
+fn listen(at: SocketAddr) -> Listen {
+    Listen::plain(at, recorder())
 }
 
 fn any() -> SocketAddr {
@@ -65,8 +71,8 @@ impl Cluster {
             }
         };
         let file = create(&dir.path().join("volume.toml"), file).unwrap();
-        let hosts = ["a", "b", "c"]
-            .map(|n| Host::start(any(), &[dir.path().join(n)], &recorder()).unwrap());
+        let hosts =
+            ["a", "b", "c"].map(|n| Host::start(listen(any()), &[dir.path().join(n)]).unwrap());
         Cluster {
             dir,
             file,
@@ -83,10 +89,13 @@ impl Cluster {
             volume: self.file.volume,
             node: "test".into(),
             hosts,
+            security: Security::Plain,
             local: None,
             recorder: recorder(),
             limits: Limits::default(),
             patience: PATIENCE,
+            wait_for_lease: true,
+            accept_data_loss: false,
         })
         .unwrap()
     }
@@ -103,7 +112,7 @@ impl Cluster {
     /// A host on another node, with an empty pool.
     fn one_more(&mut self, name: &str) {
         Pool::create(&self.pool(name)).unwrap();
-        let host = Host::start(any(), &[self.pool(name)], &recorder()).unwrap();
+        let host = Host::start(listen(any()), &[self.pool(name)]).unwrap();
         self.hosts.push(host);
     }
 
@@ -268,7 +277,7 @@ fn a_region_replaced_where_the_old_one_was_is_accepted() {
     let joining = Joining::new(MemberKind::Replica, record(&volume));
     make_ready(&c.pool("c"), &joining).unwrap();
     c.hosts
-        .push(Host::start(address, &[c.pool("c")], &recorder()).unwrap());
+        .push(Host::start(listen(address), &[c.pool("c")]).unwrap());
     let new = NewMember {
         id: joining.member,
         node: "c".into(),

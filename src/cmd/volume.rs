@@ -14,11 +14,13 @@ use crate::error::CliError;
 use crate::output::{self, Format};
 use crate::size::Size;
 
+use super::cluster::ClusterArgs;
+use super::volume_in_cluster;
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Volume {
-    /// Make a volume: a region in each of three pools, or of two and a witness in a third one, and
-    /// a file that describes it
+    /// Make a volume: on the nodes of the cluster, or, given pools, in pools of this machine
     Create(CreateArgs),
     /// Make a new volume out of one region, when a majority of its volume's members is gone for ever
     Recover(recover::RecoverArgs),
@@ -27,21 +29,27 @@ pub enum Volume {
 /// Of what size, and where.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// The file that describes the volume, to be made
-    #[arg(value_name = "FILE")]
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Its name in the configuration; or, with --pool, the file that describes it, to be made
+    #[arg(value_name = "NAME|FILE")]
     file: PathBuf,
     /// Size, such as 100G; regions are thin and take space as they are written
     #[arg(long)]
     size: Size,
+    /// The nodes that shall keep its replicas [default: the first three that can]
+    #[arg(long, value_name = "NODE[:POOL],..", value_delimiter = ',')]
+    nodes: Vec<String>,
     #[command(flatten)]
     places: Places,
 }
 
-/// Where a volume's members are to be kept.
+/// Where a volume's members are to be kept on this machine.
 #[derive(Debug, Args)]
 pub struct Places {
-    /// Directory of a pool; give three, or two and a witness (they are made where missing)
-    #[arg(long = "pool", value_name = "DIR")]
+    /// Directory of a pool of this machine; give three, or two and a witness (they are made where
+    /// missing)
+    #[arg(long = "pool", value_name = "DIR", conflicts_with = "nodes")]
     pools: Vec<PathBuf>,
     /// Directory of a pool for a witness, which votes and keeps no data
     #[arg(long, value_name = "DIR")]
@@ -105,6 +113,10 @@ struct Member {
 /// What to tell the person who asked.
 pub fn run(args: Volume, format: Format) -> Result<(), CliError> {
     match args {
+        Volume::Create(args) if args.places.pools.is_empty() => {
+            let name = args.file.to_string_lossy();
+            volume_in_cluster::create(&args.cluster, &name, args.size, &args.nodes, format)
+        }
         Volume::Create(args) => create_volume(&args, format),
         Volume::Recover(args) => recover::run(&args, format),
     }

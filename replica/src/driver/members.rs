@@ -154,7 +154,7 @@ impl ReplicatedVolume {
         }
         let link = self.with(|u, _| u.add_link(new.node.clone(), Some(new.id)));
         let link = link.ok_or(MemberError::TooMany)?;
-        let way = Way::new(new.addresses.clone(), true);
+        let way = Way::new(new.node.clone(), new.addresses.clone(), true);
         match self.inner.open_way(link, way) {
             Ok(()) => Ok(Some(link)),
             Err(e) => {

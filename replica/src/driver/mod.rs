@@ -19,7 +19,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use trivet_protocol::{Block, Checksum, Generation, Now, Recorder, Seq, VolumeId};
+use trivet_protocol::frame::Versions;
+use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Recorder, Seq, VolumeId};
+use trivet_transport::Security;
 
 use crate::upstairs::{
     ActivateError, ActivateOptions, Config, Effect, LinkId, MAX_LINKS, Notice, Prepared, Status,
@@ -43,6 +45,9 @@ const HAND_BACK: Duration = Duration::from_secs(1);
 /// A replica in this process that can be read without a connection. It must answer `None` unless
 /// it has applied everything up to `seen` of this generation.
 pub trait LocalReplica: Send + Sync {
+    /// Who it is.
+    fn member(&self) -> MemberId;
+
     /// Content and checksums of a range, unverified.
     fn read_local(
         &self,
@@ -87,11 +92,16 @@ struct Inner {
     volume: VolumeId,
     /// Size in blocks, for checks without the lock; follows the record.
     blocks: AtomicU64,
+    /// Until when answers may leave (CLOCK_BOOTTIME, ns); 0 while not active. Read without the
+    /// lock; every event that could change it ends in [`Inner::collect`].
+    held_until: AtomicU64,
     state: Mutex<State>,
     room: Condvar,
     /// One for each link that there may be, so that sending needs no lock to find it.
     links: Vec<Link>,
     ways: Vec<Mutex<Option<Arc<Way>>>>,
+    security: Security,
+    versions: Versions,
     local: Option<Arc<dyn LocalReplica>>,
     recorder: Arc<dyn Recorder>,
     notices: Mutex<mpsc::Sender<Notice>>,
@@ -123,6 +133,11 @@ pub struct Start {
     /// Where each link leads, in the order of `config.links`: addresses in the order of preference,
     /// the replication network first.
     pub addresses: Vec<Vec<SocketAddr>>,
+    /// How connections are protected; under TLS each link must lead to the node that it is
+    /// called after.
+    pub security: Security,
+    /// What this side understands.
+    pub versions: Versions,
     /// The replica that `config.local` leads to, if it lives in this process.
     pub local: Option<Arc<dyn LocalReplica>>,
     /// Takes figures.
@@ -141,6 +156,7 @@ impl ReplicatedVolume {
             let why = format!("1 to {MAX_LINKS} members, each with an address, can be linked");
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, why));
         }
+        let nodes = start.config.links.clone();
         let upstairs = Upstairs::new(start.config);
         let state = State {
             upstairs,
@@ -150,10 +166,13 @@ impl ReplicatedVolume {
         let inner = Arc::new(Inner {
             volume,
             blocks: AtomicU64::new(0),
+            held_until: AtomicU64::new(0),
             state: Mutex::new(state),
             room: Condvar::new(),
             links: (0..MAX_LINKS).map(|_| Link::default()).collect(),
             ways: (0..MAX_LINKS).map(|_| Mutex::default()).collect(),
+            security: start.security,
+            versions: start.versions,
             local: start.local,
             recorder: start.recorder,
             notices: Mutex::new(notices),
@@ -161,8 +180,8 @@ impl ReplicatedVolume {
         });
         let mut threads = Vec::new();
         let links = (0..MAX_LINKS).map(LinkId::from_index);
-        for (link, addresses) in links.zip(start.addresses) {
-            inner.open_way(link, Way::new(addresses, false))?;
+        for ((link, addresses), node) in links.zip(start.addresses).zip(nodes) {
+            inner.open_way(link, Way::new(node, addresses, false))?;
         }
         let (ticker, keeper) = (inner.clone(), inner.clone());
         threads.push(spawn("lease".into(), move || ticker.run_ticks())?);
@@ -303,6 +322,13 @@ impl Inner {
         } = state;
         let blocks = upstairs.record().map_or(0, |r| r.blocks);
         self.blocks.store(blocks, Ordering::Release);
+        let until = match upstairs.is_active() {
+            true => upstairs.lease_until().map_or(0, |t| t.0),
+            false => 0,
+        };
+        // Before the lock is let go and anything performed: who learns that the volume is ours
+        // finds it so, and nobody finds it ours after we learnt that it is not.
+        self.held_until.store(until, Ordering::Release);
         for effect in upstairs.effects() {
             match effect {
                 Effect::Send(link, frame) => {
@@ -378,7 +404,9 @@ impl Inner {
         let local = self.local.as_ref()?;
         let (generation, seen) = {
             let state = self.lock();
-            let seen = state.upstairs.local_reads_from(boot_time())?;
+            let seen = state
+                .upstairs
+                .local_reads_from(boot_time(), local.member())?;
             (state.upstairs.generation(), seen)
         };
         let (data, sums) = local.read_local(generation, seen, block, count)?;
@@ -419,6 +447,10 @@ impl Volume for ReplicatedVolume {
             free_bytes: free,
             pool_bytes: size,
         }
+    }
+
+    fn holds(&self) -> bool {
+        boot_time().0 < self.inner.held_until.load(Ordering::Acquire)
     }
 
     fn read(&self, block: Block, out: &mut [u8]) -> Result<(), VolumeError> {

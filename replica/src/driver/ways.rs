@@ -10,17 +10,22 @@
 //! for long; [`RETURN_AFTER`], doubled up to [`RETURN_AT_MOST`] each time that a return did not
 //! last; two threads a link.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use trivet_protocol::io::FrameReader;
+use trivet_transport::{Connection, Expect, TransportError};
 
-use super::{Inner, link, spawn};
+use super::{Inner, spawn};
 use crate::upstairs::LinkId;
 
+/// A host that does not answer is given up after this long.
+const CONNECT: Duration = Duration::from_millis(500);
+/// One that does has this long to prove who it is; a busy machine may take a while.
+const HANDSHAKE: Duration = Duration::from_secs(2);
 /// Between two rounds of attempts to connect.
 const CONNECT_EVERY: Duration = Duration::from_millis(100);
 /// The same after [`OFTEN`] rounds in vain.
@@ -38,6 +43,9 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Where a link leads.
 pub struct Way {
+    /// Under TLS, who must be there.
+    expect: Expect,
+    node: String,
     addresses: Vec<SocketAddr>,
     /// The link came while the volume was served, and goes when its member does.
     passing: bool,
@@ -53,8 +61,9 @@ pub struct Way {
 struct Road {
     /// Its place in the list, and since when.
     using: Option<(usize, Instant)>,
-    /// What was used last, for the log.
+    /// What was used last, and what stood in the way last, for the log.
     last: Option<usize>,
+    told: Option<String>,
     /// When the earlier addresses are tried again, and how long to wait after that.
     patience: Duration,
     returned: Option<Instant>,
@@ -67,8 +76,10 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Way {
     /// A way with these addresses, the preferred one first.
-    pub fn new(addresses: Vec<SocketAddr>, passing: bool) -> Arc<Way> {
+    pub fn new(node: String, addresses: Vec<SocketAddr>, passing: bool) -> Arc<Way> {
         Arc::new(Way {
+            expect: Expect::Node(node.clone()),
+            node,
             addresses,
             passing,
             held: AtomicBool::new(passing),
@@ -180,14 +191,15 @@ impl Inner {
             let n = way.addresses.len();
             let reached = (0..n)
                 .map(|i| (first + i) % n)
-                .find_map(|i| Some((i, link::connect(way.addresses[i]).ok()?)));
+                .find_map(|i| Some((i, self.connect(way, way.addresses[i])?)));
             first = 0;
             match reached {
-                Some((at, socket)) => {
+                Some((at, connection)) => {
                     in_vain = 0;
                     let began = Instant::now();
                     way.connected(link, at);
-                    self.serve_link(link, way, socket);
+                    let refused = self.serve_link(link, way, connection);
+                    self.tell_trouble(way, way.addresses[at], refused);
                     lock(&way.road).using = None;
                     if began.elapsed() < LASTING {
                         // Somebody listens there who is of no use; the others are tried before.
@@ -203,24 +215,58 @@ impl Inner {
         }
     }
 
-    fn serve_link(&self, link: LinkId, way: &Way, socket: TcpStream) {
-        let Ok(reading) = socket.try_clone() else {
-            return;
-        };
-        self.links[link.index()].open(socket);
+    fn connect(&self, way: &Way, address: SocketAddr) -> Option<Connection> {
+        let connected = self
+            .security
+            .connect_within(address, &way.expect, CONNECT, HANDSHAKE);
+        match connected {
+            Ok(connection) => Some(connection),
+            // It is down, and comes back by itself; the volume's status says so.
+            Err(TransportError::Connect { .. }) => None,
+            Err(e) => {
+                self.tell_trouble(way, address, Some(e.to_string()));
+                None
+            }
+        }
+    }
+
+    /// What stays until somebody does something is told once, not ten times a second.
+    fn tell_trouble(&self, way: &Way, address: SocketAddr, trouble: Option<String>) {
+        let mut road = lock(&way.road);
+        if let Some(why) = trouble.filter(|why| road.told.as_ref() != Some(why)) {
+            tracing::warn!(volume = %self.volume, node = way.node, to = %address, why, "no connection");
+            road.told = Some(why);
+        }
+    }
+
+    /// To the end of the connection; returns why the member will have none.
+    fn serve_link(&self, link: LinkId, way: &Way, connection: Connection) -> Option<String> {
+        let (reader, writer) = connection.split();
+        self.links[link.index()].open(writer, self.versions);
         self.with(|u, now| u.link_up(now, link));
-        let mut reader = FrameReader::new(reading);
+        let mut reader = FrameReader::with_versions(reader, self.versions);
+        let mut agreed = 0;
+        let mut refused = None;
         while !self.over(way) {
             match reader.next_frame() {
-                Ok(frame) => self.with(|u, now| u.frame(now, link, frame)),
+                Ok(frame) => {
+                    // The first answer settles it; the rest only repeat it.
+                    if agreed == 0 {
+                        agreed = reader.version();
+                        self.links[link.index()].speak(agreed);
+                    }
+                    self.with(|u, now| u.frame(now, link, frame));
+                }
                 Err(e) => {
                     tracing::debug!(link = link.0, error = %e, "connection to a member ended");
+                    refused = e.is_refusal().then(|| e.to_string());
                     break;
                 }
             }
         }
         self.links[link.index()].close();
         self.with(|u, now| u.link_down(now, link));
+        refused
     }
 
     /// Returns links to their preferred address, takes those away whose member is gone, and opens
@@ -231,7 +277,8 @@ impl Inner {
             for link in (0..self.ways.len()).map(LinkId::from_index) {
                 let Some(way) = self.way(link) else { continue };
                 let preferred = way.wants_back().unwrap_or_default();
-                if preferred.into_iter().any(|a| link::connect(a).is_ok()) {
+                let reached = |a| self.connect(&way, a).is_some();
+                if preferred.into_iter().any(reached) {
                     // Its thread connects again, to the first address that answers.
                     self.links[link.index()].close();
                 }
@@ -252,10 +299,10 @@ impl Inner {
             let Some(known) = self.way(beside) else {
                 continue;
             };
-            let Some(link) = self.with(|u, _| u.add_link(node, Some(member))) else {
+            let Some(link) = self.with(|u, _| u.add_link(node.clone(), Some(member))) else {
                 return;
             };
-            let way = Way::new(known.addresses.clone(), true);
+            let way = Way::new(node, known.addresses.clone(), true);
             way.let_go();
             if let Err(e) = self.open_way(link, way) {
                 tracing::error!(error = %e, "no thread for a link");

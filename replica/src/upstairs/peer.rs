@@ -79,6 +79,8 @@ pub struct Peer {
     pub sent_bytes: u64,
     /// See [`trivet_protocol::message`].
     pub credit: u64,
+    /// As `credit`, but what it said last: less when others use up its pool. When that was.
+    pub room: (u64, Now),
     /// Its data cannot be counted; why.
     pub unusable: Option<&'static str>,
     /// Its data is of several moments: between the begin and the end of a resync.
@@ -117,6 +119,7 @@ impl Peer {
             progress: Now::default(),
             sent_bytes: 0,
             credit: 0,
+            room: (0, Now::default()),
             unusable: None,
             mixed: false,
             fenced: None,
@@ -174,6 +177,7 @@ impl Peer {
         self.commit_told = Seq::ZERO;
         self.sent_bytes = 0;
         self.credit = 0;
+        self.room = (0, Now::default());
         self.closing = false;
     }
 

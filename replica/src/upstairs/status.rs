@@ -137,9 +137,11 @@ impl Upstairs {
     }
 
     /// What a read from this node's own replica must reflect, if that replica may be read now.
-    pub fn local_reads_from(&self, now: Now) -> Option<Seq> {
+    /// `member` is who that is: another one may have come to live on the same node.
+    pub fn local_reads_from(&self, now: Now, member: MemberId) -> Option<Seq> {
         let link = self.config.local?;
-        let good = self.is_active() && self.lease_valid(now) && self.readable(link);
+        let ours = self.peer(link).member == Some(member);
+        let good = ours && self.is_active() && self.lease_valid(now) && self.readable(link);
         good.then(|| self.last())
     }
 
@@ -147,8 +149,15 @@ impl Upstairs {
     pub fn space(&self) -> (u64, u64) {
         let pools = || {
             self.all_sets()
-                .filter_map(|m| self.peer(self.link_of(m)?).welcome.as_ref())
-                .map(|(_, w)| (w.pool_free, w.pool_size))
+                .map(|m| self.link_of(m).map(|l| self.peer(l)))
+                .filter_map(|peer| {
+                    let (peer, (_, w)) = (peer?, peer?.welcome.as_ref()?);
+                    let free = match peer.flows() {
+                        true => peer.room.0.saturating_sub(peer.sent_bytes),
+                        false => w.pool_free,
+                    };
+                    Some((free, w.pool_size))
+                })
         };
         (
             pools().map(|p| p.0).min().unwrap_or(0),

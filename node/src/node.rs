@@ -263,12 +263,12 @@ impl Node {
                 .iter()
                 .filter(|n| n.is(NodeRole::Replica) || n.is(NodeRole::Witness))
         };
-        let hosts = keepers().filter_map(|n| {
-            Some(Reach {
+        let hosts = keepers()
+            .filter(|n| !n.addresses.is_empty())
+            .map(|n| Reach {
                 node: n.name.clone(),
-                address: *n.addresses.first()?,
-            })
-        });
+                addresses: n.addresses.clone(),
+            });
         let served = self.host().and_then(|h| h.member_of(volume.id));
         let place = keepers().position(|n| n.name == self.name);
         Ok(attach(Attach {

@@ -111,6 +111,7 @@ impl Upstairs {
         if upto > peer.durable {
             peer.durable = upto;
             peer.progress = now;
+            peer.told = None;
         }
         if self.peer(link).sync_wanted {
             self.sync_peer(link);

@@ -1,6 +1,7 @@
 //! The simulated world: nodes with disks, upstairs that come and go, connections, time.
 
 use std::cmp::Reverse;
+mod changes;
 mod client;
 mod net;
 mod nodes;
@@ -17,7 +18,7 @@ use trivet_downstairs::disk::sim::{Rng, SimDisk, Snapshot};
 use trivet_downstairs::member::MemberState;
 use trivet_downstairs::replica::{ConnId, Out, Replica};
 use trivet_downstairs::store::{ReadJob, SyncJob};
-use trivet_downstairs::{Region, Store, StoreError};
+use trivet_downstairs::{Region, Store, StoreError, Witness};
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::entry::BatchOp;
 use trivet_protocol::frame::{Frame, Kind};
@@ -29,6 +30,7 @@ use trivet_replica::upstairs::{
     ActivateOptions, Config, Effect, Limits, LinkId, Prepared, Submitted, Upstairs, WaitId,
 };
 
+use self::changes::Change;
 use crate::model::{Model, ModelOp, Tag, Versions, apply};
 use crate::{Options, Outcome};
 
@@ -69,6 +71,9 @@ impl Clock {
 pub struct Node {
     pub disk: SimDisk,
     pub id: MemberId,
+    pub kind: MemberKind,
+    /// No member lives here yet.
+    pub spare: bool,
     pub replica: Option<Replica>,
     /// Goes up with each start and stop: what was under way before is void.
     pub boot: u64,
@@ -137,6 +142,8 @@ pub enum Event {
     Heal(usize, usize, usize),
     Fast(usize),
     Gone(usize, u64),
+    Change(Change, u64),
+    Nemesis,
 }
 
 struct Queued(u64, u64, Event);
@@ -182,6 +189,11 @@ pub struct World {
     pub gone_for_good: bool,
     pub healing: bool,
     volume: VolumeId,
+    /// The record that the volume was created with.
+    first: Record,
+    /// Members are added, removed and replaced in this world.
+    pub changing: bool,
+    next_member: u8,
     model: Model,
     next_tag: Tag,
     violation: Option<String>,
@@ -192,17 +204,27 @@ impl World {
     pub fn new(options: &Options) -> World {
         let mut rng = Rng(options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let volume = VolumeId::from_bytes([7; 16]);
-        let n = 3;
-        let ids: Vec<_> = (0..n)
-            .map(|i| MemberId::from_bytes([i as u8 + 1; 16]))
-            .collect();
+        // Three replicas, or two and a witness; in some worlds members change, with nodes to spare.
+        let shape = rng.below(10);
+        let (witness, changing) = (matches!(shape, 0..3), matches!(shape, 2..7));
+        let (members, n) = (3, if changing { 5 } else { 3 });
+        let first = first_record(volume, members, witness);
         let mut nodes = Vec::new();
-        for id in &ids {
+        for i in 0..n {
             let disk = SimDisk::new();
-            create(&disk, volume, *id, &ids);
+            let (id, kind) = match first.members.get(i) {
+                Some(m) => (m.id, m.kind),
+                None => (MemberId::from_bytes([0xee; 16]), MemberKind::Replica),
+            };
+            let spare = i >= members;
+            if !spare {
+                create(&disk, id, kind, &first);
+            }
             nodes.push(Node {
                 disk,
-                id: *id,
+                id,
+                kind,
+                spare,
                 replica: None,
                 boot: 0,
                 clock: Clock::new(&mut rng),
@@ -215,7 +237,7 @@ impl World {
                 conns: Vec::new(),
             });
         }
-        let ups = (0..n).map(|_| Up {
+        let ups = (0..members).map(|_| Up {
             core: None,
             incarnation: 0,
             clock: Clock::new(&mut rng),
@@ -230,7 +252,7 @@ impl World {
             leaving: false,
         });
         let ups = ups.collect();
-        let victim = rng.below(n as u64) as usize;
+        let victim = if witness { 2 } else { rng.below(3) as usize };
         World {
             rng,
             time: 0,
@@ -244,13 +266,16 @@ impl World {
             ups,
             conns: BTreeMap::new(),
             next_conn: 1,
-            cut: vec![vec![[false; 2]; n]; n],
+            cut: vec![vec![[false; 2]; n]; members],
             late_claims: None,
             victim,
             harmed: false,
             gone_for_good: false,
             healing: false,
             volume,
+            first,
+            changing,
+            next_member: 0x80,
             model: Model::default(),
             next_tag: 1,
             violation: None,
@@ -297,6 +322,10 @@ impl World {
         self.at(0, Event::Promote(0));
         let first = self.rng.below(400 * MS);
         self.at(first, Event::Fault);
+        if self.changing {
+            let first = self.rng.below(1_500 * MS);
+            self.at(first, Event::Nemesis);
+        }
         while let Some(Reverse(Queued(time, _, event))) = self.queue.pop() {
             self.time = self.time.max(time);
             self.events += 1;
@@ -331,9 +360,9 @@ impl World {
         else {
             return false;
         };
-        let whole = self.nodes.len() - usize::from(self.gone_for_good);
+        let whole = |r: &Record| r.replicas().filter(|m| self.can_be_whole(m.id)).count();
         core.record()
-            .is_some_and(|r| r.in_sync.len() >= whole.min(3))
+            .is_some_and(|r| r.in_sync.len() >= whole(r).min(3))
             && core.record_settled()
             && core.commit() == core.last()
             && core
@@ -368,6 +397,8 @@ impl World {
                     self.stop_up(up);
                 }
             }
+            Event::Change(change, until) => self.change(change, until),
+            Event::Nemesis => self.nemesis(),
             Event::Fast(node) => self.nodes[node].sync_nanos = 2 * MS,
         }
     }
@@ -421,7 +452,7 @@ impl World {
             let Some(store) = self.nodes[i].replica.as_ref().and_then(Replica::store) else {
                 return fail(format!("node {i} is in sync and not running"));
             };
-            if self.harmed && i == self.victim {
+            if self.harmed && i == self.victim && !self.can_be_whole(self.nodes[i].id) {
                 continue;
             }
             for (block, tag) in content.iter().enumerate() {
@@ -462,33 +493,45 @@ fn tag_of(data: &[u8]) -> Tag {
     Tag::from_le_bytes(raw)
 }
 
-/// Creates the volume's region on one node.
-fn create(disk: &SimDisk, volume: VolumeId, id: MemberId, ids: &[MemberId]) {
-    let info = |id: &MemberId| MemberInfo {
-        id: *id,
-        node: format!("n{}", id.bytes()[0] - 1),
-        kind: MemberKind::Replica,
+fn first_record(volume: VolumeId, members: usize, witness: bool) -> Record {
+    let info = |i: usize| MemberInfo {
+        id: MemberId::from_bytes([i as u8 + 1; 16]),
+        node: format!("n{i}"),
+        kind: match witness && i == members - 1 {
+            true => MemberKind::Witness,
+            false => MemberKind::Replica,
+        },
         opens: 0,
         durable: Position::default(),
     };
-    let record = Record {
+    let members: Vec<_> = (0..members).map(info).collect();
+    let replicas = members.iter().filter(|m| m.kind == MemberKind::Replica);
+    Record {
         version: RecordVersion::default(),
         volume,
         blocks: BLOCKS,
-        members: ids.iter().map(info).collect(),
-        in_sync: ids.iter().copied().collect(),
-        min_copies: 2,
+        in_sync: replicas.map(|m| m.id).collect(),
+        members,
+        min_copies: if witness { 1 } else { 2 },
         lease: Millis(2000),
         losses: 0,
-    };
-    let mut region = Region::new(volume, id, BLOCKS);
+    }
+}
+
+/// Creates a region or a witness on one node, with a copy of a record.
+fn create(disk: &SimDisk, id: MemberId, kind: MemberKind, record: &Record) {
+    let dir: Arc<dyn Disk> = Arc::new(disk.dir());
+    let state = MemberState::new(id, record.clone());
+    if kind == MemberKind::Witness {
+        Witness::create(&*dir, &state).expect("a fresh simulated disk takes a witness");
+        return;
+    }
+    let mut region = Region::new(record.volume, id, record.blocks);
     region.extent_blocks = 64;
     region.log_bytes = LOG_BYTES;
-    let dir: Arc<dyn Disk> = Arc::new(disk.dir());
     Store::create(&dir, &region).expect("a fresh simulated disk takes a region");
     let (mut store, _) =
         Store::open(dir, None, Arc::new(NullRecorder)).expect("it was just created");
-    let state = MemberState::new(id, record);
     let raw = serde_json::to_vec(&state).expect("plain data");
     store
         .set_member_state(raw)

@@ -4,10 +4,9 @@ use super::*;
 
 impl World {
     pub fn start_node(&mut self, node: usize) {
-        if self.nodes[node].replica.is_some() {
+        if self.nodes[node].replica.is_some() || self.nodes[node].spare {
             return;
         }
-        let ids: Vec<_> = self.nodes.iter().map(|n| n.id).collect();
         let volume = self.volume;
         let n = &mut self.nodes[node];
         if n.lost {
@@ -15,20 +14,26 @@ impl World {
                 return;
             }
             // The mistake: an empty replica under the old identity.
-            create(&n.disk, volume, n.id, &ids);
+            create(&n.disk, n.id, n.kind, &self.first);
             n.lost = false;
         }
         n.boot += 1;
         let disk: Arc<dyn Disk> = Arc::new(n.disk.dir());
         let now = n.clock.now(self.time);
         let recorder = Arc::new(NullRecorder);
-        let opened = Store::open(disk, Some((volume, n.id)), recorder.clone())
-            .and_then(|(store, report)| Ok((Replica::region(store, now, recorder)?, report)));
+        let who = Some((volume, n.id));
+        let opened = match n.kind {
+            MemberKind::Witness => Witness::open(&*disk, who)
+                .map(|(witness, state)| Replica::witness(witness, state, now, recorder)),
+            MemberKind::Replica => Store::open(disk, who, recorder.clone())
+                .and_then(|(store, _)| Replica::region(store, now, recorder)),
+        };
         match opened {
-            Ok((replica, report)) => {
-                let end = replica.store().map(Store::end).unwrap_or_default();
+            Ok(replica) => {
+                let end = replica.store().map(Store::end);
+                let promise = replica.member().state().promise;
                 n.replica = Some(replica);
-                self.say(|| format!("node {node} starts at {end:?}, tail {:?}", report.tail));
+                self.say(|| format!("node {node} starts at {end:?}, promised {promise:?}"));
             }
             Err(e) => {
                 // Only harm done to the victim, or a passing I/O error, may keep a region shut.
@@ -92,8 +97,8 @@ impl World {
         }
         self.drive_node(node);
         // What a daemon does with a region that trusts its disk no longer: it opens it anew.
-        let store = self.nodes[node].replica.as_ref().and_then(Replica::store);
-        if store.is_some_and(|s| s.poisoned().is_some()) {
+        let replica = self.nodes[node].replica.as_ref();
+        if replica.is_some_and(|r| r.failed().is_some()) {
             self.say(|| format!("node {node}: its region is poisoned and is opened anew"));
             self.stop_node(node);
             self.after(100 * MS, Event::Start(node));

@@ -2,6 +2,7 @@
 
 mod bench;
 mod downstairs;
+mod fs;
 mod fsck;
 mod limits;
 mod region;
@@ -39,6 +40,9 @@ pub enum Command {
     /// One replica's directory, offline: create, import, export, verify, dump
     #[command(subcommand)]
     Region(region::RegionCmd),
+    /// Files of a volume that is not in use, read from one replica or an exported image: ls, cat, cp
+    #[command(subcommand)]
+    Fs(fs::FsCmd),
     /// Prove that the file system of a volume that is not in use is whole
     Fsck(fsck::FsckArgs),
     /// Show every fixed limit: name, value, unit, what it bounds
@@ -59,6 +63,7 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(args, output),
         Command::Downstairs(args) => downstairs::run(args, output),
         Command::Region(args) => region::run(args, output),
+        Command::Fs(args) => fs::run(&args, output),
         Command::Fsck(args) => fsck::run(&args, output),
         Command::Limits => limits::run(output),
         Command::Up(args) => up::run(args, output),

@@ -285,7 +285,7 @@ mod tests {
                 F::Create | F::Unlink => CREATES as u64,
                 F::TreeWrite | F::TreeRead => 250,
                 // Directories count as well.
-                F::TreeFind | F::TreeRemove => 253,
+                F::TreeFind | F::TreeRemove => 254,
                 _ => sample.operations.max(1),
             };
             assert_eq!(sample.operations, operations, "{}", w.name());

@@ -4,6 +4,7 @@ mod bench;
 mod cluster;
 mod config;
 mod downstairs;
+mod fs;
 mod fsck;
 mod init;
 mod key;
@@ -48,6 +49,10 @@ pub enum Command {
     /// One replica's directory, offline: create, import, export, verify, dump
     #[command(subcommand)]
     Region(region::RegionCmd),
+    /// Files of a volume that is not in use, read from one replica or an exported image: ls, cat, cp
+    #[command(subcommand)]
+    Fs(fs::FsCmd),
+
     /// Directories in which a node keeps its members
     #[command(subcommand)]
     Pool(pool::PoolCmd),
@@ -91,6 +96,8 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(args, output),
         Command::Downstairs(args) => downstairs::run(args, output),
         Command::Region(args) => region::run(args, output),
+        Command::Fs(args) => fs::run(&args, output),
+
         Command::Pool(args) => pool::run(&args, output),
         Command::Init(args) => init::run(&args, output),
         Command::Config(args) => config::run(&args, output),

@@ -48,6 +48,7 @@ impl Outcome {
         self.acks += o.acks;
         self.reads += o.reads;
         self.activations += o.activations;
+        self.trace ^= o.trace;
     }
 }
 

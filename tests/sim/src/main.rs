@@ -55,13 +55,14 @@ fn main() -> ExitCode {
     let (failed, total) = many(&args, broken, false);
     println!(
         "sim: {} seeds, {} operations, {} acknowledgements, {} reads, {} activations checked \
-         in {:.1} s",
+         in {:.1} s (trace {:016x})",
         args.seeds,
         total.operations,
         total.acks,
         total.reads,
         total.activations,
-        began.elapsed().as_secs_f64()
+        began.elapsed().as_secs_f64(),
+        total.trace
     );
     match failed {
         None => {

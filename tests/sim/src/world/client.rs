@@ -137,7 +137,7 @@ impl World {
             }
             let tag = self.next_tag;
             self.next_tag += count;
-            let data: Vec<u8> = (0..count).flat_map(|i| content_of(tag + i)).collect();
+            let data = content_of(tag, count);
             batch.ops.push(BatchOp::Write {
                 block: Block(block),
                 data: data.into(),

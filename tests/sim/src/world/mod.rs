@@ -452,8 +452,16 @@ fn is_claim(frame: &Frame) -> bool {
     frame.header.kind == Kind::Request && matches!(decode(&frame.meta), Ok(Request::Claim { .. }))
 }
 
-fn content_of(tag: Tag) -> impl Iterator<Item = u8> {
-    tag.to_le_bytes().into_iter().cycle().take(BLOCK_BYTES)
+/// Blocks of these many tags in order.
+fn content_of(tag: Tag, count: u64) -> Vec<u8> {
+    let mut data = vec![0; count as usize * BLOCK_BYTES];
+    for (i, block) in data.chunks_exact_mut(BLOCK_BYTES).enumerate() {
+        let tag = (tag + i as u64).to_le_bytes();
+        block
+            .chunks_exact_mut(8)
+            .for_each(|c| c.copy_from_slice(&tag));
+    }
+    data
 }
 
 fn tag_of(data: &[u8]) -> Tag {

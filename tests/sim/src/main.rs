@@ -14,23 +14,27 @@ use std::time::Instant;
 
 use clap::Parser;
 use trivet_protocol::breaks::Break;
-use trivet_sim::{Options, Outcome, run};
+use trivet_sim::{About, Options, Outcome, run, scenario};
 
 /// Deterministic simulation of a volume: one seed is one world.
 #[derive(Parser)]
 struct Args {
-    /// Number of seeds.
-    #[arg(long, default_value_t = 200)]
-    seeds: u64,
+    /// Number of seeds (by default 200; 60 for each rule with --mutants).
+    #[arg(long)]
+    seeds: Option<u64>,
     /// First seed.
     #[arg(long, default_value_t = 1)]
     from: u64,
     /// Print every step (with --seeds 1).
     #[arg(long)]
     trace: bool,
-    /// Switch each rule off in turn; each must be caught within so many seeds.
+    /// Switch each rule off in turn; each must be caught within so many seeds of its story.
     #[arg(long)]
     mutants: bool,
+    /// Tell this story in every world; `none` leaves all to chance. (By default every other world
+    /// tells a story.)
+    #[arg(long)]
+    story: Option<String>,
     /// Switch only this rule off.
     #[arg(long)]
     only: Option<String>,
@@ -41,22 +45,23 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if args.mutants {
-        return mutants(&args);
-    }
-    let broken = match named(args.only.as_deref()) {
-        Ok(b) => b,
+    let chosen = named(args.only.as_deref()).and_then(|b| Ok((b, about(args.story.as_deref())?)));
+    let (broken, about) = match chosen {
+        Ok(chosen) => chosen,
         Err(e) => {
             eprintln!("error: {e}");
             return ExitCode::from(2);
         }
     };
+    if args.mutants {
+        return mutants(&args, broken);
+    }
     let began = Instant::now();
-    let (failed, total) = many(&args, broken, false);
+    let seeds = args.seeds.unwrap_or(200);
+    let (failed, total) = many(&args, seeds, broken, about);
     println!(
-        "sim: {} seeds, {} operations, {} acknowledgements, {} reads, {} activations checked \
+        "sim: {seeds} seeds, {} operations, {} acknowledgements, {} reads, {} activations checked \
          in {:.1} s (trace {:016x})",
-        args.seeds,
         total.operations,
         total.acks,
         total.reads,
@@ -64,16 +69,30 @@ fn main() -> ExitCode {
         began.elapsed().as_secs_f64(),
         total.trace
     );
+    println!("sim: per 100 seeds: {}", total.coverage.per(seeds));
     match failed {
         None => {
             println!("sim: ok");
             ExitCode::SUCCESS
         }
         Some((seed, why)) => {
+            let story = args.story.map(|s| format!(" --story {s}"));
+            let story = story.unwrap_or_default();
             println!("sim: seed {seed} FAILED: {why}");
-            println!("sim: replay with: trivet-sim --from {seed} --seeds 1 --trace");
+            println!("sim: replay with: trivet-sim --from {seed} --seeds 1 --trace{story}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn about(story: Option<&str>) -> Result<About, String> {
+    match story {
+        None => Ok(About::Seed),
+        Some("none") => Ok(About::Chance),
+        Some(name) => scenario::named(name).map(About::Story).ok_or_else(|| {
+            let all: Vec<_> = scenario::ALL.iter().map(|k| k.name).collect();
+            format!("no story is called {name}; there are {}", all.join(", "))
+        }),
     }
 }
 
@@ -87,7 +106,12 @@ fn named(name: Option<&str>) -> Result<Option<Break>, String> {
 }
 
 /// Runs seeds until one fails.
-fn many(args: &Args, broken: Option<Break>, quiet: bool) -> (Option<(u64, String)>, Outcome) {
+fn many(
+    args: &Args,
+    seeds: u64,
+    broken: Option<Break>,
+    about: About,
+) -> (Option<(u64, String)>, Outcome) {
     let next = AtomicU64::new(args.from);
     let stop = AtomicBool::new(false);
     let failed: Mutex<Option<(u64, String)>> = Mutex::new(None);
@@ -97,13 +121,14 @@ fn many(args: &Args, broken: Option<Break>, quiet: bool) -> (Option<(u64, String
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= args.from + args.seeds {
+                    if seed >= args.from + seeds {
                         break;
                     }
                     let options = Options {
                         seed,
-                        trace: args.trace && !quiet,
+                        trace: args.trace,
                         broken,
+                        about,
                     };
                     // A panic in the code under test is a failure like any other.
                     let result = std::panic::catch_unwind(|| run(&options))
@@ -132,28 +157,39 @@ fn panic_text(p: &Box<dyn std::any::Any + Send>) -> String {
         .unwrap_or_default()
 }
 
-fn mutants(args: &Args) -> ExitCode {
-    let mut missed = 0;
+/// Shows for each rule that some seed of the story about it fails once the rule is off.
+fn mutants(args: &Args, only: Option<Break>) -> ExitCode {
+    // Panics are among what is hoped for here.
+    std::panic::set_hook(Box::new(|_| {}));
+    let seeds = args.seeds.unwrap_or(60);
+    let mut missed = Vec::new();
     for (broken, name) in Break::ALL {
-        if args.only.as_deref().is_some_and(|o| o != name) {
+        if only.is_some_and(|o| o != broken) {
             continue;
         }
         let began = Instant::now();
-        match many(args, Some(broken), true).0 {
+        let Some(story) = scenario::about(broken) else {
+            println!("mutant {name}: NO STORY is about it");
+            missed.push(name);
+            continue;
+        };
+        let (caught, _) = many(args, seeds, Some(broken), About::Story(story));
+        let (story, secs) = (story.name, began.elapsed().as_secs_f64());
+        match caught {
             Some((seed, why)) => {
                 let why = why.lines().next().unwrap_or_default();
-                let secs = began.elapsed().as_secs_f64();
-                println!("mutant {name}: caught by seed {seed} in {secs:.1} s: {why}");
+                println!("mutant {name}: caught by seed {seed} of {story} in {secs:.1} s: {why}");
             }
             None => {
-                println!("mutant {name}: NOT CAUGHT by {} seeds", args.seeds);
-                missed += 1;
+                println!("mutant {name}: NOT CAUGHT by {seeds} seeds of {story} in {secs:.1} s");
+                missed.push(name);
             }
         }
     }
-    if missed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    if missed.is_empty() {
+        println!("mutants: all caught");
+        return ExitCode::SUCCESS;
     }
+    println!("mutants: not caught: {}", missed.join(", "));
+    ExitCode::FAILURE
 }

@@ -29,7 +29,9 @@ use trivet_replica::upstairs::{
     ActivateOptions, Config, Effect, Limits, LinkId, Prepared, Submitted, Upstairs, WaitId,
 };
 
+use crate::coverage::Coverage;
 use crate::model::{Model, ModelOp, Tag, Versions, apply};
+use crate::scenario::{Stage, Story};
 use crate::{Options, Outcome};
 
 /// Blocks in the volume.
@@ -38,8 +40,8 @@ const LOG_BYTES: u64 = 512 * 1024;
 pub const MS: u64 = 1_000_000;
 /// Faults happen until then; afterwards everything must heal.
 const FAULTS_END: u64 = 14_000 * MS;
-/// By then everything must be well again.
-const END: u64 = 34_000 * MS;
+/// So long after the faults have ended everything must be well again.
+const PATIENCE: u64 = 20_000 * MS;
 /// Events in one world, at most: a world that spins is a failure.
 const MAX_EVENTS: u64 = 3_000_000;
 
@@ -59,7 +61,7 @@ impl Clock {
         }
     }
 
-    fn now(&self, t: u64) -> Now {
+    pub fn now(&self, t: u64) -> Now {
         let drift = (i128::from(t) * i128::from(self.ppm) / 1_000_000) as i64;
         Now(self.offset + t.saturating_add_signed(drift))
     }
@@ -102,7 +104,7 @@ pub struct Up {
     leaving: bool,
 }
 
-enum Wait {
+pub enum Wait {
     Flush,
     Read { block: u64, count: u64, since: Seq },
     LeaveFlush,
@@ -137,6 +139,8 @@ pub enum Event {
     Heal(usize, usize, usize),
     Fast(usize),
     Gone(usize, u64),
+    /// A story may go on; see [`crate::scenario`].
+    Story,
 }
 
 struct Queued(u64, u64, Event);
@@ -181,8 +185,14 @@ pub struct World {
     /// The victim cannot come back under its old identity.
     pub gone_for_good: bool,
     pub healing: bool,
+    /// Faults happen until then.
+    pub faults_end: u64,
+    /// Clients write on for so long after the faults have ended.
+    pub settle: u64,
+    pub stage: Stage,
+    pub coverage: Coverage,
     volume: VolumeId,
-    model: Model,
+    pub model: Model,
     next_tag: Tag,
     violation: Option<String>,
     operations: u64,
@@ -231,6 +241,8 @@ impl World {
         });
         let ups = ups.collect();
         let victim = rng.below(n as u64) as usize;
+        let kind = options.about.of_seed(options.seed);
+        let story = kind.map(|kind| Story::new(kind, options.seed));
         World {
             rng,
             time: 0,
@@ -250,6 +262,10 @@ impl World {
             harmed: false,
             gone_for_good: false,
             healing: false,
+            faults_end: FAULTS_END,
+            settle: 3_000 * MS,
+            stage: Stage::of(story),
+            coverage: Coverage::default(),
             volume,
             model: Model::default(),
             next_tag: 1,
@@ -294,17 +310,26 @@ impl World {
         for node in 0..self.nodes.len() {
             self.start_node(node);
         }
-        self.at(0, Event::Promote(0));
-        let first = self.rng.below(400 * MS);
-        self.at(first, Event::Fault);
+        match &self.stage.story {
+            Some(story) => {
+                self.at(0, Event::Promote(story.first()));
+                self.at(0, Event::Story);
+            }
+            None => {
+                self.at(0, Event::Promote(0));
+                let first = self.rng.below(400 * MS);
+                self.at(first, Event::Fault);
+            }
+        }
         while let Some(Reverse(Queued(time, _, event))) = self.queue.pop() {
             self.time = self.time.max(time);
             self.events += 1;
             self.mix(time);
-            if !self.healing && self.time >= FAULTS_END {
+            if !self.healing && self.time >= self.faults_end {
                 self.heal_everything();
             }
             self.event(event);
+            self.tell();
             if let Some(why) = self.violation.take() {
                 return Err(format!(
                     "{why}\n  at {:.6} s of seed {}",
@@ -315,7 +340,7 @@ impl World {
             if self.events > MAX_EVENTS {
                 return Err(format!("liveness: {MAX_EVENTS} events and no end"));
             }
-            if self.time >= END || (self.healing && self.is_well()) {
+            if self.time >= self.faults_end + PATIENCE || (self.healing && self.is_well()) {
                 break;
             }
         }
@@ -341,7 +366,7 @@ impl World {
                 .members
                 .iter()
                 .all(|m| !m.in_sync || m.durable == core.last())
-            && self.time > FAULTS_END + 3_000 * MS
+            && self.time > self.faults_end + self.settle
             && self.model.acked() as u64 == core.last().0
     }
 
@@ -369,6 +394,8 @@ impl World {
                 }
             }
             Event::Fast(node) => self.nodes[node].sync_nanos = 2 * MS,
+            Event::Story if self.stage.story.is_some() => self.after(5 * MS, Event::Story),
+            Event::Story => {}
         }
     }
 
@@ -376,6 +403,7 @@ impl World {
 
     fn heal_everything(&mut self) {
         self.healing = true;
+        self.stage = Stage::default();
         self.say(|| "faults end; everything must heal".into());
         for cut in self.cut.iter_mut().flatten() {
             *cut = [false; 2];
@@ -443,6 +471,7 @@ impl World {
             reads: self.model.reads,
             activations: self.model.activations,
             trace: self.hash,
+            coverage: self.coverage,
         })
     }
 }

@@ -74,7 +74,8 @@ impl World {
             }
             _ => 0,
         };
-        let at = c.last[direction].max(self.time + delay + held_up) + 1;
+        let kept = self.stage.held_until(c.up, c.node, direction, &frame);
+        let at = c.last[direction].max(self.time + delay + held_up).max(kept) + 1;
         c.last[direction] = at;
         let event = if direction == 0 {
             Event::ToMember(id, frame)

@@ -1,10 +1,11 @@
 //! The members: starting, stopping, and the jobs that their disks do.
 
 use super::*;
+use trivet_downstairs::log::replay::Tail;
 
 impl World {
     pub fn start_node(&mut self, node: usize) {
-        if self.nodes[node].replica.is_some() {
+        if self.nodes[node].replica.is_some() || self.stage.is_down(node) {
             return;
         }
         let ids: Vec<_> = self.nodes.iter().map(|n| n.id).collect();
@@ -28,11 +29,18 @@ impl World {
             Ok((replica, report)) => {
                 let end = replica.store().map(Store::end).unwrap_or_default();
                 n.replica = Some(replica);
+                self.coverage.count("starts of a replica");
+                match report.tail {
+                    Tail::Sure => {}
+                    Tail::Unsure(_) => self.coverage.count("torn tails"),
+                    Tail::Damaged(_) => self.coverage.count("damaged logs"),
+                }
                 self.say(|| format!("node {node} starts at {end:?}, tail {:?}", report.tail));
             }
             Err(e) => {
                 // Only harm done to the victim, or a passing I/O error, may keep a region shut.
                 self.say(|| format!("node {node} cannot start: {e}"));
+                self.count("starts that failed");
                 let passing = matches!(e, StoreError::Io { .. } | StoreError::NoSpace { .. });
                 if passing {
                     self.after(200 * MS, Event::Start(node));
@@ -60,6 +68,22 @@ impl World {
         for conn in std::mem::take(&mut self.nodes[node].conns) {
             self.break_conn(conn);
         }
+    }
+
+    /// This node is the one that is harmed in this world.
+    pub fn harmed_at(&mut self, node: usize) {
+        (self.victim, self.harmed) = (node, true);
+    }
+
+    /// And it cannot come back under its old identity.
+    pub fn harm_for_good(&mut self, node: usize) {
+        self.harmed_at(node);
+        self.gone_for_good = true;
+    }
+
+    /// It is emptying its log.
+    pub fn moves_out(&self, node: usize) -> bool {
+        self.nodes[node].checkpoint.is_some()
     }
 
     pub(super) fn boot_ok(&self, node: usize, boot: u64) -> bool {
@@ -127,11 +151,15 @@ impl World {
         if !self.boot_ok(node, boot) {
             return;
         }
+        if self.stage.is_frozen(node) {
+            return self.after(MS, Event::SyncDone(node, boot));
+        }
         let Some(job) = self.nodes[node].sync.take() else {
             return;
         };
         let result = job.run();
         if let Err(e) = &result {
+            self.coverage.count("failed syncs");
             let e = e.to_string();
             self.say(|| format!("node {node}: {e}"));
         }
@@ -187,6 +215,7 @@ impl World {
         let Some(job) = self.nodes[node].checkpoint.take() else {
             return;
         };
+        self.coverage.count("checkpoints");
         let now = self.nodes[node].clock.now(self.time);
         let mut out = Vec::new();
         if let Some(r) = &mut self.nodes[node].replica {

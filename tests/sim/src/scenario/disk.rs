@@ -1,0 +1,124 @@
+//! Stories about what is on the disk of one replica, and when (design section 5).
+
+use trivet_protocol::breaks::Break;
+
+use super::stage::Late;
+use super::{Flow, Kind, Story, when};
+use crate::world::{MS, Wait, World};
+
+/// *What is called durable was synced.*
+///
+/// A writes and is told that it is durable. The power of all three fails at once.
+pub const POWER_CUT: Kind = Kind {
+    name: "power-cut",
+    about: &[Break::SyncSkipped],
+    tell: power_cut,
+};
+
+fn power_cut(s: &mut Story, w: &mut World) -> Flow {
+    match s.phase {
+        0 => s.warmed_up(w, 700),
+        1 => {
+            w.stop_up(s.a);
+            for node in 0..w.nodes.len() {
+                w.blink(node);
+            }
+            let up = w.rng.below(w.ups.len() as u64) as usize;
+            w.promote_in(up, 30 * MS);
+            Flow::Next
+        }
+        _ if s.waited(w) > 3_500 * MS => Flow::Over,
+        _ if (0..w.ups.len()).any(|u| w.serves(u)) => Flow::Over,
+        _ => Flow::Stay,
+    }
+}
+
+/// *Only what is committed is moved out of the log, so that a history that lost can be cut off.*
+///
+/// A writes on, but nothing reaches B and C: only A's own replica has it. Its log is half full, so
+/// it makes room. In the middle of that its machine dies. B goes on without what A had written,
+/// and writes something else. A's replica comes back, is cut back to what is common, and joins.
+pub const UNCOMMITTED_MOVED: Kind = Kind {
+    name: "uncommitted-moved",
+    about: &[Break::UncommittedCheckpointed],
+    tell: uncommitted_moved,
+};
+
+fn uncommitted_moved(s: &mut Story, w: &mut World) -> Flow {
+    let used = |w: &World| {
+        let store = w.nodes[s.a].replica.as_ref().and_then(|r| r.store());
+        store.map_or(0, |s| s.log_usage().0)
+    };
+    match s.phase {
+        0 => s.warmed_up(w, 50),
+        // What A may write without an answer fills the log to its half from here.
+        1 => when(used(w) > 190 * 1024 && used(w) < 250 * 1024 && !w.moves_out(s.a)),
+        2 => {
+            for node in [s.b, s.c] {
+                w.hold(s.a, node, 0, Late::All, 1_500 * MS);
+            }
+            s.note = w.acked();
+            Flow::Next
+        }
+        3 => when(w.moves_out(s.a) || s.waited(w) > 400 * MS),
+        4 => when(s.passed(w, 1, 6 * MS)),
+        5 => {
+            s.lose_the_holder(w);
+            Flow::Next
+        }
+        6 => when(w.serves(s.b) || w.serves(s.c)),
+        7 => when(s.passed(w, 20 * MS, 400 * MS)),
+        8 => {
+            w.bring_back(s.a);
+            Flow::Next
+        }
+        _ if s.waited(w) > 700 * MS => Flow::Over,
+        _ => Flow::Stay,
+    }
+}
+
+/// *A block is written in place only when nothing in the log has still to be done to it.*
+///
+/// A range is written, discarded, and written again in one go, over and over, while replicas empty
+/// their logs. New data that goes straight to its place must not be punched out by the discard
+/// before it.
+pub const DISCARD_THEN_WRITE: Kind = Kind {
+    name: "discard-then-write",
+    about: &[Break::DiscardPunchedLate],
+    tell: discard_then_write,
+};
+
+fn discard_then_write(s: &mut Story, w: &mut World) -> Flow {
+    match s.phase {
+        0 => s.warmed_up(w, 100),
+        1 => {
+            s.note = w.time + 300 * MS + w.rng.below(1_500 * MS);
+            Flow::Next
+        }
+        2 => {
+            if w.time > s.note {
+                return Flow::Next;
+            }
+            if s.passed(w, MS, 12 * MS) {
+                s.since = w.time;
+                let range = w.rng.below(6);
+                if w.rng.one_in(3) {
+                    w.discard(s.a, range * 24, 24);
+                } else {
+                    w.discard(s.a, range * 24, 24);
+                    if w.rng.one_in(2) {
+                        w.flush(s.a, Wait::Flush);
+                    }
+                    w.write(s.a, range * 24, 24);
+                }
+            }
+            Flow::Stay
+        }
+        _ => {
+            for range in 0..6 {
+                w.read(s.a, range * 24, 24);
+            }
+            Flow::Over
+        }
+    }
+}

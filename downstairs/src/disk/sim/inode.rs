@@ -198,10 +198,11 @@ impl Inode {
         });
     }
 
-    pub(super) fn crash(&mut self, rng: &mut Rng) {
+    /// The power fails; `all`: everything that was not synced is gone.
+    pub(super) fn crash(&mut self, rng: &mut Rng, all: bool) {
         let mut lost = Vec::new();
         self.clean(|page| {
-            for s in bits(page.dirty) {
+            for s in bits(page.dirty).filter(|_| !all) {
                 let versions: Vec<Sector> = page
                     .older
                     .iter()

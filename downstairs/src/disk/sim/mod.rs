@@ -197,8 +197,10 @@ impl SimDisk {
         s.boot += 1;
         s.power = None;
         s.rules.clear();
+        // Some disks lose whatever they had not written; most something of it.
+        let all = rng.one_in(4);
         for inode in s.inodes.values_mut() {
-            inode.crash(&mut rng);
+            inode.crash(&mut rng, all);
         }
         let pending = std::mem::take(&mut s.pending);
         let keep = rng.below(pending.len() as u64 + 1) as usize;

@@ -8,13 +8,13 @@ use crate::world::{MS, World};
 /// *A number is accepted once; a lower one never again (invariant 1).*
 ///
 /// A hands back. B and C both see that nobody holds the volume and claim the same next number; B's
-/// claims are late. C serves with that number, writes, and hands back; in half of the worlds A
-/// serves once more. Now B's claims arrive, while no promise runs: the number was C's (equal), or
-/// is below A's (old). Accepted, they make B serve with a number that had another writer, or
-/// after a newer generation.
+/// claims are late. C serves with that number, and hands back; in some worlds A serves once more.
+/// Now B's claims arrive, while no promise runs: the number was C's. Accepted, they make B serve
+/// with a number that had another writer. (Where C wrote anything, its record differs from B's of
+/// the same version, and members refuse that; so in half of the worlds it does not.)
 pub const LATE_CLAIM: Kind = Kind {
     name: "late-claim",
-    about: &[Break::OldGenerationAccepted, Break::EqualGenerationAccepted],
+    about: &[Break::EqualGenerationAccepted],
     tell: late_claim,
 };
 
@@ -25,7 +25,10 @@ fn late_claim(s: &mut Story, w: &mut World) -> Flow {
             w.leave(s.a);
             // Less than what an attempt waits for answers to its claims.
             let late = 450 * MS + w.rng.below(850 * MS);
-            s.note = w.rng.below(2);
+            s.note = w.rng.below(4);
+            if w.rng.one_in(2) {
+                w.quiet(s.c);
+            }
             w.late_claims = Some((s.b, w.time + 3_000 * MS, late));
             Flow::Next
         }
@@ -44,7 +47,7 @@ fn late_claim(s: &mut Story, w: &mut World) -> Flow {
                 return Flow::Stay;
             }
             w.leave(s.c);
-            if s.note == 0 {
+            if s.note > 0 {
                 s.phase += 2;
             }
             Flow::Next
@@ -67,6 +70,42 @@ fn late_claim(s: &mut Story, w: &mut World) -> Flow {
             Flow::Next
         }
         _ if w.serves(s.b) || s.waited(w) > 1_500 * MS => Flow::Over,
+        _ => Flow::Stay,
+    }
+}
+
+/// *A lower number is refused, for ever (invariant 1).*
+///
+/// A's machine is cut off from the others for longer than its lease. B serves, and hands back. The
+/// cut heals, and A, which knows of nothing, connects anew and asks that its claim be accepted
+/// there, too. With two promises it would go on serving from what it has.
+pub const RETURNING_HOLDER: Kind = Kind {
+    name: "returning-holder",
+    about: &[Break::OldGenerationAccepted],
+    tell: returning_holder,
+};
+
+fn returning_holder(s: &mut Story, w: &mut World) -> Flow {
+    match s.phase {
+        0 => s.warmed_up(w, 300),
+        1 => {
+            w.isolate(s.a);
+            w.promote_in(s.b, 1_900 * MS);
+            Flow::Next
+        }
+        2 => when(w.serves(s.b)),
+        3 => when(s.passed(w, MS, 300 * MS)),
+        4 => {
+            w.leave(s.b);
+            Flow::Next
+        }
+        // Nothing that A said before may be on its way any more.
+        5 => when(!w.serves(s.b) && !w.connected(s.a, s.b) && !w.connected(s.a, s.c)),
+        6 => {
+            w.rejoin(s.a);
+            Flow::Next
+        }
+        _ if s.waited(w) > 500 * MS => Flow::Over,
         _ => Flow::Stay,
     }
 }

@@ -28,7 +28,7 @@ fn restarted_promise(s: &mut Story, w: &mut World) -> Flow {
         4 => {
             w.say(|| format!("node {}: its process is killed", s.b));
             w.stop_node(s.b);
-            w.cut_both_ways(s.a, s.b);
+            w.isolate(s.a);
             let back = w.rng.below(20 * MS);
             w.after(back, Event::Start(s.b));
             let up = if w.rng.one_in(2) { s.b } else { s.c };
@@ -55,9 +55,7 @@ fn lease_over(s: &mut Story, w: &mut World) -> Flow {
     match s.phase {
         0 => s.warmed_up(w, 400),
         1 => {
-            for node in [s.b, s.c] {
-                w.cut_both_ways(s.a, node);
-            }
+            w.isolate(s.a);
             let nanos = w.rng.below(1_500 * MS);
             w.promote_in(s.b, nanos);
             Flow::Next

@@ -69,8 +69,9 @@ pub struct Kind {
 }
 
 /// All of them.
-pub static ALL: [Kind; 13] = [
+pub static ALL: [Kind; 14] = [
     claims::LATE_CLAIM,
+    claims::RETURNING_HOLDER,
     claims::STALE_ASK,
     records::LAGGING_STAYER,
     records::RECORD_IN_FLIGHT,

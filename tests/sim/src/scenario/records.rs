@@ -41,18 +41,12 @@ fn lagging_stayer(s: &mut Story, w: &mut World) -> Flow {
         // One sync of C, begun before, comes to its end: it gets on.
         4 => {
             if s.passed(w, 250 * MS, 500 * MS) {
-                w.thaw(s.c);
+                w.let_one_pass(s.c);
                 return Flow::Next;
             }
             Flow::Stay
         }
-        5 => {
-            if w.durable_at(s.c) > s.note || s.waited(w) > 20 * MS {
-                w.freeze(s.c);
-                return Flow::Next;
-            }
-            Flow::Stay
-        }
+        5 => when(w.durable_at(s.c) > s.note || s.waited(w) > 20 * MS),
         6 => when(!w.counts(s.c, s.b) || s.waited(w) > 600 * MS),
         7 => {
             w.blink(s.c);
@@ -84,12 +78,16 @@ fn record_in_flight(s: &mut Story, w: &mut World) -> Flow {
             let still = 615 * MS + w.rng.below(100 * MS);
             w.say(|| format!("node {} stands still", s.b));
             w.nodes[s.b].paused_until = w.time + still;
+            // Something for it to be late with; more would fill the memory.
+            w.quiet(s.a);
+            w.write(s.a, 0, 1);
             s.note = w.time;
             Flow::Next
         }
         2 => when(s.passed(w, 520 * MS, 570 * MS)),
         3 => {
             w.freeze(s.c);
+            w.wake_client(s.a);
             Flow::Next
         }
         4 => when(w.time > s.note + 590 * MS),

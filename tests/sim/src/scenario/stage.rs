@@ -35,6 +35,8 @@ pub struct Stage {
     holds: Vec<Hold>,
     /// Syncs of these nodes do not end.
     frozen: Vec<usize>,
+    /// But for the next one of this node.
+    pass: Option<usize>,
     /// These nodes stay down.
     down: Vec<usize>,
     /// Clients on these upstairs do nothing by themselves.
@@ -53,6 +55,11 @@ impl Stage {
     /// Syncs do not end there now.
     pub fn is_frozen(&self, node: usize) -> bool {
         self.frozen.contains(&node)
+    }
+
+    /// Whether a sync may end there now.
+    pub fn may_pass(&mut self, node: usize) -> bool {
+        !self.is_frozen(node) || self.pass.take_if(|n| *n == node).is_some()
     }
 
     /// It stays down.
@@ -183,10 +190,10 @@ impl World {
         self.stage.frozen.push(node);
     }
 
-    /// The syncs of this node end again.
-    pub(super) fn thaw(&mut self, node: usize) {
-        self.say(|| format!("node {node}: its syncs go on"));
-        self.stage.frozen.retain(|n| *n != node);
+    /// One sync of this node ends, then they hang again.
+    pub(super) fn let_one_pass(&mut self, node: usize) {
+        self.say(|| format!("node {node}: one sync ends"));
+        self.stage.pass = Some(node);
     }
 
     pub(super) fn quiet(&mut self, up: usize) {
@@ -232,6 +239,22 @@ impl World {
     pub(super) fn cut_both_ways(&mut self, up: usize, node: usize) {
         self.say(|| format!("link up {up} - node {node} is cut"));
         self.cut[up][node] = [true; 2];
+    }
+
+    /// A whole machine is cut off: its upstairs from the other members, its member from the others.
+    pub(super) fn isolate(&mut self, machine: usize) {
+        for other in (0..self.ups.len()).filter(|o| *o != machine) {
+            self.cut_both_ways(machine, other);
+            self.cut_both_ways(other, machine);
+        }
+    }
+
+    /// What [`World::isolate`] cut is whole again.
+    pub(super) fn rejoin(&mut self, machine: usize) {
+        for other in (0..self.ups.len()).filter(|o| *o != machine) {
+            self.uncut(machine, other);
+            self.uncut(other, machine);
+        }
     }
 
     pub(super) fn uncut(&mut self, up: usize, node: usize) {

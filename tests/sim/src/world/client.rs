@@ -24,7 +24,7 @@ impl World {
             5 | 6 => self.read_random(up),
             _ => self.flush(up, Wait::Flush),
         }
-        if self.rng.one_in(1500) && !self.healing {
+        if self.rng.one_in(1500) && !self.healing && self.stage.story.is_none() {
             self.flush(up, Wait::LeaveFlush);
         }
         let nanos = match self.rng.below(20) {

@@ -16,7 +16,7 @@ use trivet_downstairs::disk::Disk;
 use trivet_downstairs::disk::sim::{Rng, SimDisk, Snapshot};
 use trivet_downstairs::member::MemberState;
 use trivet_downstairs::replica::{ConnId, Out, Replica};
-use trivet_downstairs::store::{ReadJob, SyncJob};
+use trivet_downstairs::store::{ReadJob, SyncJob, Synced};
 use trivet_downstairs::{Region, Store, StoreError};
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::entry::BatchOp;
@@ -81,9 +81,16 @@ pub struct Node {
     /// Its disk was lost: it never comes back by itself.
     pub lost: bool,
     pub backup: Option<(u64, Snapshot)>,
-    sync: Option<SyncJob>,
+    sync: Option<SyncUnderWay>,
     checkpoint: Option<CheckpointJob>,
     conns: Vec<u64>,
+}
+
+/// A sync, and what came of it if it ran already: it may cover nothing that was written after it
+/// began, or everything up to its end.
+struct SyncUnderWay {
+    job: SyncJob,
+    ran: Option<Result<Synced, StoreError>>,
 }
 
 /// One place where an upstairs may run.

@@ -119,6 +119,11 @@ impl World {
         self.after(b, Event::EndAtNode(id));
     }
 
+    /// Whether this upstairs has a connection to this node, or believes so.
+    pub fn connected(&self, up: usize, node: usize) -> bool {
+        self.ups[up].links[node].is_some()
+    }
+
     pub fn open_conns(&self) -> Vec<u64> {
         self.conns
             .iter()

@@ -130,7 +130,9 @@ impl World {
             return;
         };
         if let Some(job) = replica.begin_sync() {
-            self.nodes[node].sync = Some(job);
+            let at_once = !self.stage.is_frozen(node) && self.rng.one_in(2);
+            let ran = at_once.then(|| job.run());
+            self.nodes[node].sync = Some(SyncUnderWay { job, ran });
             let delay = 50_000 + self.rng.below(nanos);
             self.after(delay, Event::SyncDone(node, boot));
         }
@@ -151,13 +153,13 @@ impl World {
         if !self.boot_ok(node, boot) {
             return;
         }
-        if self.stage.is_frozen(node) {
+        if !self.stage.may_pass(node) {
             return self.after(MS, Event::SyncDone(node, boot));
         }
-        let Some(job) = self.nodes[node].sync.take() else {
+        let Some(SyncUnderWay { job, ran }) = self.nodes[node].sync.take() else {
             return;
         };
-        let result = job.run();
+        let result = ran.unwrap_or_else(|| job.run());
         if let Err(e) = &result {
             self.coverage.count("failed syncs");
             let e = e.to_string();

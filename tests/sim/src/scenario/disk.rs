@@ -51,28 +51,53 @@ fn uncommitted_moved(s: &mut Story, w: &mut World) -> Flow {
     };
     match s.phase {
         0 => s.warmed_up(w, 50),
+        1 => {
+            w.quiet(s.a);
+            Flow::Next
+        }
         // What A may write without an answer fills the log to its half from here.
-        1 => when(used(w) > 190 * 1024 && used(w) < 250 * 1024 && !w.moves_out(s.a)),
-        2 => {
+        2 if used(w) > 190 * 1024 && !w.moves_out(s.a) => {
             for node in [s.b, s.c] {
                 w.hold(s.a, node, 0, Late::All, 1_500 * MS);
             }
             s.note = w.acked();
             Flow::Next
         }
-        3 => when(w.moves_out(s.a) || s.waited(w) > 400 * MS),
-        4 => when(s.passed(w, 1, 6 * MS)),
+        2 | 3 if w.moves_out(s.a) => when(s.phase == 3),
+        2 | 3 => {
+            if s.passed(w, MS, 2 * MS) {
+                s.since = w.time;
+                let block = w.rng.below(40);
+                w.write(s.a, block, 3);
+                w.flush(s.a, Wait::Flush);
+            }
+            Flow::Stay
+        }
+        4 => when(s.passed(w, 1, 6 * MS) || !w.moves_out(s.a)),
         5 => {
+            // Little is written meanwhile, so that memory is enough to bring A's replica back.
+            w.quiet(s.b);
+            w.quiet(s.c);
             s.lose_the_holder(w);
             Flow::Next
         }
         6 => when(w.serves(s.b) || w.serves(s.c)),
-        7 => when(s.passed(w, 20 * MS, 400 * MS)),
-        8 => {
+        7 => {
+            let up = if w.serves(s.b) { s.b } else { s.c };
+            for _ in 0..1 + w.rng.below(3) {
+                let (block, count) = (w.rng.below(150), 1 + w.rng.below(3));
+                w.write(up, block, count);
+            }
+            w.flush(up, Wait::Flush);
+            Flow::Next
+        }
+        8 => when(s.passed(w, 20 * MS, 400 * MS)),
+        9 => {
             w.bring_back(s.a);
             Flow::Next
         }
-        _ if s.waited(w) > 700 * MS => Flow::Over,
+        // Its member keeps its promise to A for one more lease.
+        _ if w.counts(s.b, s.a) || s.waited(w) > 2_600 * MS => Flow::Over,
         _ => Flow::Stay,
     }
 }

@@ -28,7 +28,7 @@ fn lagging_stayer(s: &mut Story, w: &mut World) -> Flow {
             w.freeze(s.c);
             Flow::Next
         }
-        2 => when(w.acked() > w.durable_at(s.c) && s.passed(w, 5 * MS, 60 * MS)),
+        2 => when(w.acked() > w.durable_at(s.c) + 4 && s.passed(w, 5 * MS, 60 * MS)),
         3 => {
             s.note = w.durable_at(s.c);
             if w.rng.one_in(2) {

@@ -130,8 +130,7 @@ impl World {
             return;
         };
         if let Some(job) = replica.begin_sync() {
-            let at_once = !self.stage.is_frozen(node) && self.rng.one_in(2);
-            let ran = at_once.then(|| job.run());
+            let ran = self.rng.one_in(2).then(|| job.run());
             self.nodes[node].sync = Some(SyncUnderWay { job, ran });
             let delay = 50_000 + self.rng.below(nanos);
             self.after(delay, Event::SyncDone(node, boot));

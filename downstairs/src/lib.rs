@@ -23,5 +23,7 @@ pub use error::{Result, StoreError};
 pub use region::Region;
 pub use store::Store;
 
+#[cfg(any(test, feature = "sim"))]
+pub mod model;
 #[cfg(test)]
 mod tests;

@@ -207,7 +207,8 @@ impl Upstairs {
         peer.credit = w.credit;
         peer.sent_bytes = 0;
         // Who trusts what was said before the claim believes that nothing follows.
-        if end > common || breaks::on(Break::PositionsFromAsk) {
+        let trusting = breaks::on(Break::PositionsFromAsk) && common > Seq::ZERO;
+        if end > common || trusting {
             peer.stream = Stream::Cutting(common);
             self.ask(now, link, Ask::Cut, &Request::Cut(common));
         } else {

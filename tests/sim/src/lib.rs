@@ -83,6 +83,18 @@ impl Outcome {
     }
 }
 
+/// Runs one world of the store's own model (one region alone, many more histories of it), and says
+/// whether it noticed that a rule is off.
+///
+/// # Errors
+/// What it noticed.
+pub fn run_store(seed: u64, broken: Break) -> Result<(), String> {
+    breaks::set(Some(broken));
+    let result = trivet_downstairs::model::run(seed, 250);
+    breaks::set(None);
+    result
+}
+
 /// Runs one world to its end.
 ///
 /// # Errors

@@ -27,7 +27,10 @@ impl World {
             .and_then(|(store, report)| Ok((Replica::region(store, now, recorder)?, report)));
         match opened {
             Ok((replica, report)) => {
-                let end = replica.store().map(Store::end).unwrap_or_default();
+                let at = replica.store().map_or_else(String::new, |s| {
+                    let (end, commit, moved) = (s.end(), s.commit(), s.checkpointed().seq);
+                    format!("{:?}, commit {commit}, moved {moved}", end.seq)
+                });
                 n.replica = Some(replica);
                 self.coverage.count("starts of a replica");
                 match report.tail {
@@ -35,7 +38,7 @@ impl World {
                     Tail::Unsure(_) => self.coverage.count("torn tails"),
                     Tail::Damaged(_) => self.coverage.count("damaged logs"),
                 }
-                self.say(|| format!("node {node} starts at {end:?}, tail {:?}", report.tail));
+                self.say(|| format!("node {node} starts at {at}, tail {:?}", report.tail));
             }
             Err(e) => {
                 // Only harm done to the victim, or a passing I/O error, may keep a region shut.

@@ -6,9 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 use trivet_downstairs::server::Served;
+use trivet_protocol::frame::Versions;
 use trivet_protocol::{Block, Checksum, Generation, Recorder, Seq, VolumeId};
 use trivet_replica::driver::{LocalReplica, ReplicatedVolume, Start};
 use trivet_replica::upstairs::{ActivateOptions, Config, Limits, LinkId, Notice};
+use trivet_transport::Security;
 
 use crate::error::{ClusterError, Result};
 
@@ -29,6 +31,8 @@ pub struct Attach {
     pub node: String,
     /// The hosts that serve its members.
     pub hosts: Vec<Reach>,
+    /// How connections are protected; under TLS each host must be the node that it is called.
+    pub security: Security,
     /// The replica in this process and its place in `hosts`.
     pub local: Option<(usize, Arc<Served>)>,
     /// Takes figures.
@@ -69,6 +73,8 @@ pub fn attach(a: Attach) -> Result<Arc<ReplicatedVolume>> {
             limits: a.limits,
         },
         addresses,
+        security: a.security,
+        versions: Versions::default(),
         local: a
             .local
             .map(|(_, s)| Arc::new(Local(s)) as Arc<dyn LocalReplica>),

@@ -7,6 +7,7 @@ use thiserror::Error;
 use trivet_downstairs::StoreError;
 use trivet_protocol::{MemberId, VolumeId};
 use trivet_replica::upstairs::ActivateError;
+use trivet_transport::TransportError;
 
 /// Result of everything in this crate.
 pub type Result<T, E = ClusterError> = std::result::Result<T, E>;
@@ -34,11 +35,8 @@ pub enum ClusterError {
     Orphan { path: PathBuf, volume: VolumeId },
     #[error("a volume of {bytes} bytes is impossible: {why}")]
     Size { bytes: u64, why: &'static str },
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        address: std::net::SocketAddr,
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Transport(#[from] TransportError),
     #[error(
         "volume {volume} has {usable} usable replicas of {all}, which is too few to be sure of \
          its content: {problems}"

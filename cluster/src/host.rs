@@ -12,7 +12,7 @@ use std::sync::Arc;
 use trivet_downstairs::Store;
 use trivet_downstairs::pool::{Found, Pool};
 use trivet_downstairs::replica::Replica;
-use trivet_downstairs::server::{Served, Server, boot_time};
+use trivet_downstairs::server::{Listen, Served, Server, boot_time};
 use trivet_protocol::Recorder;
 
 use crate::error::{ClusterError, Problem, Result};
@@ -25,15 +25,12 @@ pub struct Host {
 }
 
 impl Host {
-    /// Opens every region in `pools` and serves them on `listen` (port 0: any).
+    /// Opens every region in `pools` and serves them as `listen` says.
     ///
     /// # Errors
     /// A pool is not there (is its disk mounted?), or the address cannot be listened on.
-    pub fn start(
-        listen: SocketAddr,
-        pools: &[PathBuf],
-        recorder: &Arc<dyn Recorder>,
-    ) -> Result<Host> {
+    pub fn start(listen: Listen, pools: &[PathBuf]) -> Result<Host> {
+        let recorder = &listen.recorder.clone();
         let (mut served, mut problems) = (Vec::new(), Vec::new());
         for dir in pools {
             let pool = Pool::open(dir).map_err(ClusterError::store)?;
@@ -49,10 +46,7 @@ impl Host {
                 }
             }
         }
-        let server = Server::start(listen).map_err(|source| ClusterError::Listen {
-            address: listen,
-            source,
-        })?;
+        let server = Server::start(listen)?;
         for region in &served {
             server.add(region.clone()).map_err(ClusterError::Thread)?;
         }

@@ -3,6 +3,7 @@
 mod bench;
 mod downstairs;
 mod fsck;
+mod key;
 mod limits;
 mod region;
 mod up;
@@ -41,6 +42,9 @@ pub enum Command {
     Region(region::RegionCmd),
     /// Prove that the file system of a volume that is not in use is whole
     Fsck(fsck::FsckArgs),
+    /// Who a node is to the others: its key
+    #[command(subcommand)]
+    Key(key::Key),
     /// Show every fixed limit: name, value, unit, what it bounds
     Limits,
     /// Run everything on this machine: three replicas, the file system, the NFS export
@@ -60,6 +64,7 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Downstairs(args) => downstairs::run(args, output),
         Command::Region(args) => region::run(args, output),
         Command::Fsck(args) => fsck::run(&args, output),
+        Command::Key(args) => key::run(args, output),
         Command::Limits => limits::run(output),
         Command::Up(args) => up::run(args, output),
         Command::Volume(args) => volume::run(args, output),

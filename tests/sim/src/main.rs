@@ -38,6 +38,9 @@ struct Args {
     /// Switch only this rule off.
     #[arg(long)]
     only: Option<String>,
+    /// Go on after a seed that failed, and name all that do.
+    #[arg(long)]
+    keep_going: bool,
     /// Threads.
     #[arg(long, default_value_t = 2)]
     threads: u64,
@@ -136,11 +139,15 @@ fn many(
                     match result {
                         Ok(o) => total.lock().unwrap().add(&o),
                         Err(why) => {
+                            if args.keep_going {
+                                println!("sim: seed {seed} failed: {why}");
+                            } else {
+                                stop.store(true, Ordering::Relaxed);
+                            }
                             let mut failed = failed.lock().unwrap();
                             if failed.as_ref().is_none_or(|f| seed < f.0) {
                                 *failed = Some((seed, why));
                             }
-                            stop.store(true, Ordering::Relaxed);
                         }
                     }
                 }

@@ -136,6 +136,11 @@ impl Upstairs {
 
     /// Called whenever a replica became durable further: is the new set level?
     pub(in crate::upstairs) fn leveled(&mut self, now: Now) {
+        if self.leveling_set().is_some() {
+            // What a write quorum of the recorded set has durably is committed, and is said so with
+            // the next renewal: a log that is full of it has to be emptied to take the rest.
+            self.commit = self.commit.max(self.durable_position());
+        }
         let last = self.history.last();
         let Phase::Activating(Activation {
             step: Step::Leveling { set, fetched, .. },

@@ -163,6 +163,8 @@ fn attach_to(
         recorder: Arc::new(NullRecorder),
         limits: Limits::default(),
         patience: PATIENCE,
+        wait_for_lease: true,
+        accept_data_loss: false,
     })
     .unwrap()
 }

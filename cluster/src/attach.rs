@@ -41,6 +41,10 @@ pub struct Attach {
     pub limits: Limits,
     /// How long an activation may take; another's lease is waited for within it.
     pub patience: Duration,
+    /// Wait for another holder's lease to run out, instead of refusing at once.
+    pub wait_for_lease: bool,
+    /// Serve although replicas that may hold acknowledged data cannot be heard.
+    pub accept_data_loss: bool,
 }
 
 struct Local(Arc<Served>);
@@ -89,9 +93,9 @@ pub fn attach(a: Attach) -> Result<Arc<ReplicatedVolume>> {
         .map_err(ClusterError::Thread)?;
     volume.activate(ActivateOptions {
         claim: u128::from_le_bytes(VolumeId::random().bytes()),
-        wait_for_lease: true,
+        wait_for_lease: a.wait_for_lease,
         patience: a.patience,
-        accept_data_loss: false,
+        accept_data_loss: a.accept_data_loss,
     })?;
     Ok(Arc::new(volume))
 }

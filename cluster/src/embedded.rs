@@ -143,6 +143,8 @@ impl Embedded {
             recorder: options.recorder,
             limits: options.limits,
             patience: options.patience,
+            wait_for_lease: true,
+            accept_data_loss: false,
         })?;
         Ok(Embedded {
             volume,

@@ -33,6 +33,12 @@ pub enum ClusterError {
          made of; put the file back, or move the region away"
     )]
     Orphan { path: PathBuf, volume: VolumeId },
+    #[error(
+        "this node keeps member {member} of volume {volume} already; one per node is all it may"
+    )]
+    OtherMember { volume: VolumeId, member: MemberId },
+    #[error("that is not the first record of volume {volume} with member {member} in it")]
+    NotFirst { volume: VolumeId, member: MemberId },
     #[error("a volume of {bytes} bytes is impossible: {why}")]
     Size { bytes: u64, why: &'static str },
     #[error(transparent)]

@@ -23,7 +23,7 @@ use crate::portmap::{self, Mapping, PORT as PORTMAP_PORT, Portmap, Transport};
 use crate::reaper::Reaper;
 use crate::register::{RegisterError, Registration};
 use crate::rpc::hold::Hold;
-use crate::rpc::pool::{Messages, Pool, PoolLimits};
+use crate::rpc::pool::{Messages, Opened, Pool, PoolLimits};
 use crate::rpc::udp::UdpServer;
 use crate::rpc::{Program, Programs};
 
@@ -112,6 +112,19 @@ impl NfsServer {
         fs: Arc<dyn Vfs>,
         identity: Identity,
     ) -> Result<NfsServer, NfsError> {
+        NfsServer::start_watched(config, fs, identity, None)
+    }
+
+    /// The same, and `opened` is told of each socket that is served.
+    ///
+    /// # Errors
+    /// [`NfsError`]; nothing is left running or registered then.
+    pub fn start_watched(
+        config: NfsConfig,
+        fs: Arc<dyn Vfs>,
+        identity: Identity,
+        opened: Option<Opened>,
+    ) -> Result<NfsServer, NfsError> {
         let exports = Arc::new(Exports::new(&config.exports)?);
         raise_file_limit(config.limits.connections);
         let committer = Arc::new(Committer::start(Arc::clone(&fs))?);
@@ -170,7 +183,7 @@ impl NfsServer {
                 Binding::Forbidden => {}
             }
         }
-        let pool = Arc::new(Pool::start(tcp, config.limits)?);
+        let pool = Arc::new(Pool::start(tcp, config.limits, opened)?);
         let reaper = match config.drop_locks_after {
             Some(after) => Some(Reaper::start(&pool, &nlm, after)?),
             None => None,

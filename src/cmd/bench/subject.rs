@@ -103,6 +103,8 @@ impl Processes {
             recorder: Arc::new(NullRecorder),
             limits: Limits::default(),
             patience: Duration::from_secs(10),
+            wait_for_lease: true,
+            accept_data_loss: false,
         })?;
         Ok(Processes {
             dir: dir.to_path_buf(),

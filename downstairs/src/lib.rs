@@ -26,5 +26,7 @@ pub use region::Region;
 pub use store::Store;
 pub use witness::Witness;
 
+#[cfg(any(test, feature = "sim"))]
+pub mod model;
 #[cfg(test)]
 mod tests;

@@ -81,6 +81,7 @@ impl World {
 
     fn crash_node(&mut self, node: usize) {
         self.say(|| format!("node {node} loses power"));
+        self.count("power cuts of a node");
         self.stop_node(node);
         let seed = self.rng.draw();
         self.nodes[node].disk.crash(seed);
@@ -89,6 +90,7 @@ impl World {
 
     fn kill_node(&mut self, node: usize) {
         self.say(|| format!("node {node}: its process is killed"));
+        self.count("kills of a node");
         self.stop_node(node);
         self.restart(node);
     }
@@ -123,6 +125,7 @@ impl World {
             return;
         }
         self.say(|| format!("up {up} is killed"));
+        self.count("kills of an upstairs");
         self.stop_up(up);
         let next = self.rng.below(self.ups.len() as u64) as usize;
         let nanos = self.rng.below(1_000 * MS);
@@ -204,6 +207,7 @@ impl World {
                 self.gone_for_good = true;
                 self.stop_node(node);
                 self.nodes[node].disk.wipe();
+                self.nodes[node].disk.heal();
                 self.nodes[node].lost = true;
                 self.restart(node);
             }

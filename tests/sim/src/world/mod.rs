@@ -17,7 +17,7 @@ use trivet_downstairs::disk::Disk;
 use trivet_downstairs::disk::sim::{Rng, SimDisk, Snapshot};
 use trivet_downstairs::member::MemberState;
 use trivet_downstairs::replica::{ConnId, Out, Replica};
-use trivet_downstairs::store::{ReadJob, SyncJob};
+use trivet_downstairs::store::{ReadJob, SyncJob, Synced};
 use trivet_downstairs::{Region, Store, StoreError, Witness};
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::entry::BatchOp;
@@ -31,7 +31,9 @@ use trivet_replica::upstairs::{
 };
 
 use self::changes::Change;
+use crate::coverage::Coverage;
 use crate::model::{Model, ModelOp, Tag, Versions, apply};
+use crate::scenario::{Stage, Story};
 use crate::{Options, Outcome};
 
 /// Blocks in the volume.
@@ -40,8 +42,8 @@ const LOG_BYTES: u64 = 512 * 1024;
 pub const MS: u64 = 1_000_000;
 /// Faults happen until then; afterwards everything must heal.
 const FAULTS_END: u64 = 14_000 * MS;
-/// By then everything must be well again.
-const END: u64 = 34_000 * MS;
+/// So long after the faults have ended everything must be well again.
+const PATIENCE: u64 = 20_000 * MS;
 /// Events in one world, at most: a world that spins is a failure.
 const MAX_EVENTS: u64 = 3_000_000;
 
@@ -61,7 +63,7 @@ impl Clock {
         }
     }
 
-    fn now(&self, t: u64) -> Now {
+    pub fn now(&self, t: u64) -> Now {
         let drift = (i128::from(t) * i128::from(self.ppm) / 1_000_000) as i64;
         Now(self.offset + t.saturating_add_signed(drift))
     }
@@ -84,9 +86,16 @@ pub struct Node {
     /// Its disk was lost: it never comes back by itself.
     pub lost: bool,
     pub backup: Option<(u64, Snapshot)>,
-    sync: Option<SyncJob>,
+    sync: Option<SyncUnderWay>,
     checkpoint: Option<CheckpointJob>,
     conns: Vec<u64>,
+}
+
+/// A sync, and what came of it if it ran already: it may cover nothing that was written after it
+/// began, or everything up to its end.
+struct SyncUnderWay {
+    job: SyncJob,
+    ran: Option<Result<Synced, StoreError>>,
 }
 
 /// One place where an upstairs may run.
@@ -107,7 +116,7 @@ pub struct Up {
     leaving: bool,
 }
 
-enum Wait {
+pub enum Wait {
     Flush,
     Read { block: u64, count: u64, since: Seq },
     LeaveFlush,
@@ -144,6 +153,8 @@ pub enum Event {
     Gone(usize, u64),
     Change(Change, u64),
     Nemesis,
+    /// A story may go on; see [`crate::scenario`].
+    Story,
 }
 
 struct Queued(u64, u64, Event);
@@ -188,13 +199,19 @@ pub struct World {
     /// The victim cannot come back under its old identity.
     pub gone_for_good: bool,
     pub healing: bool,
+    /// Faults happen until then.
+    pub faults_end: u64,
+    /// Clients write on for so long after the faults have ended.
+    pub settle: u64,
+    pub stage: Stage,
+    pub coverage: Coverage,
     volume: VolumeId,
     /// The record that the volume was created with.
     first: Record,
     /// Members are added, removed and replaced in this world.
     pub changing: bool,
     next_member: u8,
-    model: Model,
+    pub model: Model,
     next_tag: Tag,
     violation: Option<String>,
     operations: u64,
@@ -205,7 +222,9 @@ impl World {
         let mut rng = Rng(options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let volume = VolumeId::from_bytes([7; 16]);
         // Three replicas, or two and a witness; in some worlds members change, with nodes to spare.
-        let shape = rng.below(10);
+        // Stories are told of three replicas.
+        let kind = options.about.of_seed(options.seed);
+        let shape = if kind.is_some() { 9 } else { rng.below(10) };
         let (witness, changing) = (matches!(shape, 0..3), matches!(shape, 2..7));
         let (members, n) = (3, if changing { 5 } else { 3 });
         let first = first_record(volume, members, witness);
@@ -253,6 +272,7 @@ impl World {
         });
         let ups = ups.collect();
         let victim = if witness { 2 } else { rng.below(3) as usize };
+        let story = kind.map(|kind| Story::new(kind, options.seed));
         World {
             rng,
             time: 0,
@@ -272,6 +292,10 @@ impl World {
             harmed: false,
             gone_for_good: false,
             healing: false,
+            faults_end: FAULTS_END,
+            settle: 3_000 * MS,
+            stage: Stage::of(story),
+            coverage: Coverage::default(),
             volume,
             first,
             changing,
@@ -319,21 +343,30 @@ impl World {
         for node in 0..self.nodes.len() {
             self.start_node(node);
         }
-        self.at(0, Event::Promote(0));
-        let first = self.rng.below(400 * MS);
-        self.at(first, Event::Fault);
-        if self.changing {
-            let first = self.rng.below(1_500 * MS);
-            self.at(first, Event::Nemesis);
+        match &self.stage.story {
+            Some(story) => {
+                self.at(0, Event::Promote(story.first()));
+                self.at(0, Event::Story);
+            }
+            None => {
+                self.at(0, Event::Promote(0));
+                let first = self.rng.below(400 * MS);
+                self.at(first, Event::Fault);
+                if self.changing {
+                    let first = self.rng.below(1_500 * MS);
+                    self.at(first, Event::Nemesis);
+                }
+            }
         }
         while let Some(Reverse(Queued(time, _, event))) = self.queue.pop() {
             self.time = self.time.max(time);
             self.events += 1;
             self.mix(time);
-            if !self.healing && self.time >= FAULTS_END {
+            if !self.healing && self.time >= self.faults_end {
                 self.heal_everything();
             }
             self.event(event);
+            self.tell();
             if let Some(why) = self.violation.take() {
                 return Err(format!(
                     "{why}\n  at {:.6} s of seed {}",
@@ -344,7 +377,7 @@ impl World {
             if self.events > MAX_EVENTS {
                 return Err(format!("liveness: {MAX_EVENTS} events and no end"));
             }
-            if self.time >= END || (self.healing && self.is_well()) {
+            if self.time >= self.faults_end + PATIENCE || (self.healing && self.is_well()) {
                 break;
             }
         }
@@ -370,7 +403,7 @@ impl World {
                 .members
                 .iter()
                 .all(|m| !m.in_sync || m.durable == core.last())
-            && self.time > FAULTS_END + 3_000 * MS
+            && self.time > self.faults_end + self.settle
             && self.model.acked() as u64 == core.last().0
     }
 
@@ -400,6 +433,8 @@ impl World {
             Event::Change(change, until) => self.change(change, until),
             Event::Nemesis => self.nemesis(),
             Event::Fast(node) => self.nodes[node].sync_nanos = 2 * MS,
+            Event::Story if self.stage.story.is_some() => self.after(5 * MS, Event::Story),
+            Event::Story => {}
         }
     }
 
@@ -407,6 +442,7 @@ impl World {
 
     fn heal_everything(&mut self) {
         self.healing = true;
+        self.stage = Stage::default();
         self.say(|| "faults end; everything must heal".into());
         for cut in self.cut.iter_mut().flatten() {
             *cut = [false; 2];
@@ -474,6 +510,7 @@ impl World {
             reads: self.model.reads,
             activations: self.model.activations,
             trace: self.hash,
+            coverage: self.coverage,
         })
     }
 }
@@ -483,8 +520,16 @@ fn is_claim(frame: &Frame) -> bool {
     frame.header.kind == Kind::Request && matches!(decode(&frame.meta), Ok(Request::Claim { .. }))
 }
 
-fn content_of(tag: Tag) -> impl Iterator<Item = u8> {
-    tag.to_le_bytes().into_iter().cycle().take(BLOCK_BYTES)
+/// Blocks of these many tags in order.
+fn content_of(tag: Tag, count: u64) -> Vec<u8> {
+    let mut data = vec![0; count as usize * BLOCK_BYTES];
+    for (i, block) in data.chunks_exact_mut(BLOCK_BYTES).enumerate() {
+        let tag = (tag + i as u64).to_le_bytes();
+        block
+            .chunks_exact_mut(8)
+            .for_each(|c| c.copy_from_slice(&tag));
+    }
+    data
 }
 
 fn tag_of(data: &[u8]) -> Tag {

@@ -4,6 +4,9 @@
 //! no sync runs: what arrives meanwhile waits in the socket and is covered by the next sync, so
 //! that concurrent flushes share one. One thread per region checkpoints.
 //!
+//! Renewals of the lease come on connections of their own (`attend`), so that nothing of this can
+//! keep them waiting.
+//!
 //! Bounds: connections ([`MAX_CONNECTIONS`]), time to say hello ([`HELLO`]), time for a peer to
 //! take an answer ([`TAKE`]), one frame per connection beyond the socket's buffer.
 
@@ -21,7 +24,10 @@ use trivet_protocol::io::{FrameReader, FrameWriter, ReadError};
 use trivet_protocol::message::{self, Refusal, Reply, Request};
 use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Recorder, Seq, VolumeId};
 
+mod attend;
+
 use crate::checkpoint::CheckpointJob;
+use crate::pledge::Pledge;
 use crate::replica::{ConnId, Out, Replica, Settling};
 
 /// Connections at once, at most.
@@ -44,6 +50,8 @@ pub struct Served {
     volume: VolumeId,
     member: MemberId,
     replica: Mutex<Replica>,
+    /// The replica's promise, to be found without the replica's lock.
+    pledge: RwLock<Arc<Pledge>>,
     writers: RwLock<HashMap<ConnId, Arc<Conn>>>,
     /// The checkpoint thread waits here.
     work: Condvar,
@@ -68,6 +76,7 @@ impl Served {
         Arc::new(Served {
             volume: replica.volume(),
             member: replica.id(),
+            pledge: RwLock::new(replica.member().pledge().clone()),
             replica: Mutex::new(replica),
             writers: RwLock::default(),
             work: Condvar::new(),
@@ -272,6 +281,21 @@ impl Served {
             .remove(&id);
     }
 
+    /// Serves a connection for renewals.
+    fn attend(&self, conn: &Conn, first: &Frame, mut reader: Reader) -> Result<(), String> {
+        let silent = conn.stream.set_read_timeout(Some(attend::SILENT));
+        silent.map_err(|e| e.to_string())?;
+        let pledge = self
+            .pledge
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        // Positions came with it that a checkpoint may have waited for.
+        let asked = || self.work.notify_one();
+        let send = |frame: &Frame| conn.send(frame);
+        attend::attend(&pledge, first.header.seq, &mut reader, asked, send)
+    }
+
     fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.work.notify_all();
@@ -285,13 +309,19 @@ fn nanos(since: Instant) -> u64 {
 type Reader = FrameReader<TcpStream>;
 
 impl Conn {
-    fn flush(&self) {
+    fn send(&self, frame: &Frame) -> bool {
+        lock(&self.out).push(frame, None);
+        self.flush()
+    }
+
+    fn flush(&self) -> bool {
         let mut out = lock(&self.out);
         let sent = out.write_with(|parts| (&self.stream).write_vectored(parts));
         if sent.is_err() {
             // It does not take its answers: the reader thread sees the end and cleans up.
             self.close();
         }
+        sent.is_ok()
     }
 
     fn close(&self) {
@@ -444,31 +474,36 @@ impl Inner {
         lock(&self.conns).insert(id, conn.clone());
         let mut reader = FrameReader::new(reading);
         let first = reader.next_frame().map_err(|e| text(&e))?;
-        let volume = match message::decode::<Request>(&first.meta) {
-            Ok(Request::Hello { volume, .. }) if first.header.kind == Kind::Request => volume,
+        let (volume, renewals) = match message::decode::<Request>(&first.meta) {
+            _ if first.header.kind != Kind::Request => return Err("it did not say hello".into()),
+            Ok(Request::Hello { volume, .. }) => (volume, None),
+            Ok(Request::Attend { volume, member }) => (volume, Some(member)),
             _ => return Err("it did not say hello".into()),
         };
         let served = {
             let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
             members.get(&volume).cloned()
         };
-        let Some(served) = served else {
+        let other = |s: &Arc<Served>| renewals.flatten().is_some_and(|m| m != s.member());
+        let Some(served) = served.filter(|s| !other(s)) else {
             let why = format!("volume {volume} is not on this node; look at its configuration");
             let refused = Reply::Refused(Refusal::NotHere(why.clone()));
             let header = Header::new(Kind::Reply, Generation::NONE, first.header.seq);
-            let frame = Frame {
+            conn.send(&Frame {
                 header,
                 meta: message::encode(&refused),
                 data: Vec::new(),
-            };
-            lock(&conn.out).push(&frame, None);
-            conn.flush();
+            });
             return Err(why);
         };
-        conn.stream.set_read_timeout(None).map_err(|e| text(&e))?;
-        if !self.stop.load(Ordering::Acquire) {
-            served.serve(id, &conn, first, reader);
+        if self.stop.load(Ordering::Acquire) {
+            return Ok(());
         }
+        if renewals.is_some() {
+            return served.attend(&conn, &first, reader);
+        }
+        conn.stream.set_read_timeout(None).map_err(|e| text(&e))?;
+        served.serve(id, &conn, first, reader);
         Ok(())
     }
 }

@@ -95,6 +95,9 @@ impl Replica {
         let (id, g, positions) = (header.seq, header.generation, (header.commit, header.trim));
         match request {
             Request::Hello { volume, member, .. } => self.hello(now, conn, volume, member),
+            Request::Attend { .. } => Err(Refusal::BadRequest(
+                "a connection for renewals begins as one".into(),
+            )),
             Request::Status => self.welcome(now, conn).map(Reply::Welcome),
             Request::Claim { node } => {
                 self.usable()?;
@@ -107,8 +110,8 @@ impl Replica {
                 self.welcome(now, conn).map(Reply::Granted)
             }
             Request::Renew => {
-                self.member.renew(now, g)?;
-                self.heed_positions(conn, g, positions);
+                self.member.renew(now, g, positions)?;
+                self.heed_told();
                 Ok(Reply::Renewed)
             }
             Request::PutRecord(record) => {
@@ -197,16 +200,15 @@ impl Replica {
         }
     }
 
-    /// Positions that come with a renewal count only on a connection whose stream is in line:
-    /// before that, what is here may be of a history that lost. They keep the log emptying while
-    /// the stream itself waits for room.
-    pub(super) fn heed_positions(
-        &mut self,
-        conn: ConnId,
-        g: Generation,
-        (commit, trim): (Seq, Seq),
-    ) {
-        let in_line = self.conns.get(&conn).is_some_and(|c| c.generation == g);
+    /// Positions that came with a renewal count only once the stream of that generation is in
+    /// line: before that, what is here may be of a history that lost. They keep the log emptying
+    /// while the stream itself waits for room.
+    pub(super) fn heed_told(&mut self) {
+        let Some((g, commit, trim)) = self.member.pledge().take_told() else {
+            return;
+        };
+        let stream = self.stream.and_then(|conn| self.conns.get(&conn));
+        let in_line = stream.is_some_and(|c| c.generation == g);
         if let (true, Keeper::Region(store)) = (in_line, &mut self.keeper) {
             store.set_commit(commit);
             store.set_trim(trim);

@@ -223,6 +223,8 @@ impl Replica {
     /// # Errors
     /// The disk fails; the region is then as after a crash.
     pub fn close(&mut self) -> Result<()> {
+        let ending = "it is shutting down".to_owned();
+        self.member.pledge().refuse(Some(ending));
         match std::mem::replace(&mut self.keeper, Keeper::Closed) {
             Keeper::Region(store) => store.close(),
             Keeper::Witness(_) | Keeper::Closed => Ok(()),
@@ -264,8 +266,19 @@ impl Replica {
         if keep == Keep::Unchanged {
             return Ok(());
         }
-        self.keep_state()
-            .inspect_err(|_| self.member.take_back(before))
+        let kept = self.keep_state();
+        self.member.pledge().stored(kept.is_ok());
+        if kept.is_err() {
+            self.member.take_back(before);
+        }
+        kept
+    }
+
+    /// A region whose disk failed renews no promise: what it last stored is not known.
+    fn heed_poison(&mut self) {
+        if let Some(why) = self.store().and_then(Store::poisoned) {
+            self.member.pledge().refuse(Some(why.to_owned()));
+        }
     }
 
     // ---- connections ----
@@ -329,6 +342,7 @@ impl Replica {
     /// Everybody connected is told; the store is poisoned.
     fn disk_failed(&mut self, e: StoreError, what: &str, out: &mut Vec<Out>) {
         tracing::error!(error = %e, what, "the region takes nothing more");
+        self.heed_poison();
         let refused = Reply::Refused(refusal(e));
         let conns: Vec<_> = self.conns.keys().copied().collect();
         conns

@@ -201,6 +201,7 @@ impl Replica {
     /// A checkpoint, if one is needed and none runs. To be stepped without the lock and handed to
     /// [`Replica::checkpoint_done`].
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
+        self.heed_told();
         if !self.wants_checkpoint() {
             return None;
         }

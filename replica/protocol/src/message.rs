@@ -78,6 +78,14 @@ pub enum Request {
     },
     /// Find out how the member is. Answered with [`Reply::Welcome`].
     Status,
+    /// First on a connection that carries nothing but [`Request::Renew`], so that no load and no
+    /// disk can keep a renewal waiting. Answered with [`Reply::Done`].
+    Attend {
+        /// The volume.
+        volume: VolumeId,
+        /// The member that should be there.
+        member: Option<MemberId>,
+    },
 }
 
 /// From a member to the upstairs.

@@ -19,10 +19,11 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use trivet_protocol::frame::Kind;
 use trivet_protocol::io::FrameWriter;
 
+use super::lease::LeaseDoor;
 use crate::upstairs::OutFrame;
 
 /// A connection attempt is given up after this long.
-const CONNECT: Duration = Duration::from_millis(500);
+pub(super) const CONNECT: Duration = Duration::from_millis(500);
 /// A peer that acknowledges nothing for this long is gone.
 const USER_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -36,6 +37,8 @@ pub struct Link {
     writer: Mutex<Writer>,
     /// Signalled when the writer thread has to go on.
     stuck: Condvar,
+    /// Renewals leave here while it is open.
+    pub(super) lease: LeaseDoor,
 }
 
 #[derive(Default)]

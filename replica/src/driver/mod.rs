@@ -2,11 +2,14 @@
 //!
 //! Threads: for each link one that connects and reads and one that writes when a socket is full;
 //! one that makes time pass. Callers' own threads do the rest: they order, send and, for reads
-//! from a replica in this process, read and verify.
+//! from a replica in this process, read and verify. The lease has threads of its own ([`lease`]),
+//! which never run what may wait: one that asks for renewals, and for each link one that hears the
+//! answers.
 //!
 //! Locks: the state machine's is taken for microseconds and never held over a system call. Frames
 //! are queued on their links under it, so that each stream has the state machine's order.
 
+mod lease;
 mod link;
 
 use std::collections::HashMap;
@@ -28,6 +31,7 @@ use crate::volume::{
     BLOCK_BYTES, Batch, FlushDone, ReadDone, SpaceInfo, Ticket, Volume, VolumeError, VolumeInfo,
     check_read,
 };
+use lease::Attendant;
 use link::Link;
 
 /// How often time passes for the state machine.
@@ -88,6 +92,8 @@ struct Inner {
     local: Option<Arc<dyn LocalReplica>>,
     recorder: Arc<dyn Recorder>,
     notices: Mutex<mpsc::Sender<Notice>>,
+    /// What the lease's threads leave to be done by the one that makes time pass.
+    handed: Mutex<Vec<Todo>>,
     stop: AtomicBool,
 }
 
@@ -99,6 +105,16 @@ struct Todo {
     verify: Vec<Verify>,
     done: Vec<Box<dyn FnOnce() + Send>>,
     room: bool,
+}
+
+impl Todo {
+    fn is_empty(&self) -> bool {
+        self.kick.is_empty()
+            && self.reset.is_empty()
+            && self.verify.is_empty()
+            && self.done.is_empty()
+            && !self.room
+    }
 }
 
 /// An active (or activating) upstairs as a volume.
@@ -143,6 +159,7 @@ impl ReplicatedVolume {
             local: start.local,
             recorder: start.recorder,
             notices: Mutex::new(notices),
+            handed: Mutex::default(),
             stop: AtomicBool::new(false),
         });
         let mut threads = Vec::new();
@@ -156,7 +173,9 @@ impl ReplicatedVolume {
             })?);
         }
         let ticker = inner.clone();
-        threads.push(spawn("lease".into(), move || ticker.run_ticks())?);
+        threads.push(spawn("time".into(), move || ticker.run_ticks())?);
+        let renewer = inner.clone();
+        threads.push(spawn("lease".into(), move || renewer.run_renewals())?);
         Ok((
             ReplicatedVolume {
                 inner,
@@ -292,6 +311,15 @@ impl Inner {
                         todo.kick.push(link);
                     }
                 }
+                Effect::Renew(link, frame) => {
+                    if let Some(l) = self.links.get(link.index())
+                        && !l.lease.send(&frame.frame)
+                        && l.push(frame)
+                        && !todo.kick.contains(&link)
+                    {
+                        todo.kick.push(link);
+                    }
+                }
                 Effect::Reset(link) => todo.reset.push(link),
                 Effect::Verify(v) => todo.verify.push(v),
                 Effect::Room => todo.room = true,
@@ -344,21 +372,71 @@ impl Inner {
     }
 
     fn run_ticks(&self) {
-        // Best effort: without the privilege the thread runs as any other.
-        let _ = rustix::process::setpriority_process(None, -10);
+        lease::prefer();
         while !self.stopped() {
             self.with(|u, now| u.tick(now));
+            let handed = std::mem::take(&mut *self.handed());
+            handed.into_iter().for_each(|todo| self.perform(todo));
             thread::park_timeout(TICK);
+        }
+    }
+
+    fn handed(&self) -> MutexGuard<'_, Vec<Todo>> {
+        // Whole at any moment.
+        self.handed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for renewals in time, and does nothing else.
+    fn run_renewals(&self) {
+        lease::prefer();
+        while !self.stopped() {
+            self.with_lease(|u, now| u.tick_renewals(now));
+            thread::park_timeout(TICK);
+        }
+    }
+
+    /// As [`Inner::with`], for threads that must not run what may wait.
+    fn with_lease(&self, f: impl FnOnce(&mut Upstairs, Now)) {
+        let mut state = self.lock();
+        f(&mut state.upstairs, boot_time());
+        let todo = self.collect(&mut state);
+        drop(state);
+        if !todo.is_empty() {
+            self.handed().push(todo);
         }
     }
 
     fn run_link(&self, link: LinkId, addr: SocketAddr) {
         while !self.stopped() {
             if let Ok(socket) = link::connect(addr) {
-                self.serve_link(link, socket);
+                let ended = AtomicBool::new(false);
+                let attendant = Attendant {
+                    door: &self.links[link.index()].lease,
+                    address: addr,
+                    volume: self.volume,
+                    ended: &ended,
+                };
+                thread::scope(|scope| {
+                    let name = thread::Builder::new().name(format!("lease-{}", link.0));
+                    let renewals = name.spawn_scoped(scope, || self.attend(link, &attendant));
+                    self.serve_link(link, socket);
+                    // Without that thread renewals went with the stream.
+                    if let Ok(thread) = renewals {
+                        attendant.end(thread.thread());
+                        // A panic was reported by the panic itself.
+                        let _ = thread.join();
+                    }
+                });
             }
             thread::park_timeout(RECONNECT);
         }
+    }
+
+    /// The connection for renewals beside a link's own.
+    fn attend(&self, link: LinkId, attendant: &Attendant<'_>) {
+        let member = || self.lock().upstairs.member_at(link);
+        let answer = |frame| self.with_lease(|u, now| u.frame(now, link, frame));
+        attendant.run(member, answer);
     }
 
     fn serve_link(&self, link: LinkId, socket: TcpStream) {

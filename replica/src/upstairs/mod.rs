@@ -370,7 +370,17 @@ impl Upstairs {
             },
         );
         let header = self.header(Kind::Request, id);
-        self.send(link, header, message::encode(request));
+        if let Request::Renew = request {
+            let frame = Frame {
+                header,
+                meta: message::encode(request),
+                data: Vec::new(),
+            };
+            let out = OutFrame { frame, crc: None };
+            self.out.push(Effect::Renew(link, out));
+        } else {
+            self.send(link, header, message::encode(request));
+        }
         id
     }
 
@@ -490,6 +500,14 @@ impl Upstairs {
     }
 
     fn on_refused(&mut self, now: Now, link: LinkId, what: Ask, refusal: Refusal) {
+        // Renewals are in no order with claims: one of an earlier generation of ours may arrive
+        // after the claim of the present one, and is refused in our own favour.
+        if let Refusal::Fenced { promise, .. } = &refusal
+            && what == Ask::Renew
+            && *promise == self.generation
+        {
+            return;
+        }
         match (&refusal, &self.phase) {
             (Refusal::Fenced { promise, holder }, Phase::Active)
                 if promise.number > self.generation.number
@@ -529,6 +547,7 @@ impl Upstairs {
     /// Time passes; to be called at least every 10 ms or so. Drives renewals, time-outs, syncs.
     pub fn tick(&mut self, now: Now) {
         self.tick_activation(now);
+        self.tick_renewals(now);
         self.tick_lease(now);
         if self.is_active() {
             self.tick_sync(now);

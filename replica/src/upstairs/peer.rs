@@ -79,6 +79,8 @@ pub struct Peer {
     pub fenced: Option<Now>,
     /// When it was last asked to accept our claim while we serve.
     pub claimed: Now,
+    /// It let a read wait too long and has answered nothing since: others are asked first.
+    pub slow: bool,
     /// It is being brought back.
     pub resync: Option<Resync>,
 }
@@ -109,6 +111,7 @@ impl Peer {
             mixed: false,
             fenced: None,
             claimed: Now::default(),
+            slow: false,
             resync: None,
         }
     }
@@ -140,6 +143,7 @@ impl Peer {
         self.sent_bytes = 0;
         self.credit = 0;
         self.closing = false;
+        self.slow = false;
     }
 
     /// Its answers count for durability and it can serve reads, as far as it itself goes:

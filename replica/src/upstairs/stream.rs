@@ -95,6 +95,7 @@ impl Upstairs {
         }
         let upto = Seq(header.seq);
         let peer = self.peer_mut(link);
+        peer.slow = false;
         peer.credit = peer.credit.max(header.aux);
         if peer.stream != Stream::On || upto > peer.sent {
             return;

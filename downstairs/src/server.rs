@@ -26,7 +26,7 @@ use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Recorder, Seq,
 
 mod attend;
 
-use crate::checkpoint::CheckpointJob;
+use crate::checkpoint::{CheckpointJob, Step};
 use crate::pledge::Pledge;
 use crate::replica::{ConnId, Out, Replica, Settling};
 
@@ -36,6 +36,10 @@ pub const MAX_CONNECTIONS: usize = 1024;
 const HELLO: Duration = Duration::from_secs(5);
 /// A peer must take an answer within this time.
 const TAKE: Duration = Duration::from_secs(10);
+/// How long a checkpoint should take: a writer that finds the log full waits for its end.
+const ROUND: Duration = Duration::from_millis(300);
+/// How often whoever waits for a checkpoint hears that it comes forward.
+const TELL_WORK: Duration = Duration::from_millis(100);
 /// Frames applied under one lock, at most.
 const BATCH: usize = 64;
 
@@ -205,10 +209,27 @@ impl Served {
 
     fn run_checkpoint(&self, mut job: CheckpointJob) {
         let began = Instant::now();
-        let result = job.run();
+        let mut told = began;
+        let result = loop {
+            match job.step() {
+                Ok(Step::More) => {}
+                other => break other,
+            }
+            if told.elapsed() >= TELL_WORK {
+                told = Instant::now();
+                let mut out = Vec::new();
+                lock(&self.replica).still_working(&mut out);
+                self.perform(out);
+            }
+        };
         self.recorder.time("downstairs.checkpoint", nanos(began));
+        let next = next_round(job.log_bytes(), began.elapsed());
         let mut out = Vec::new();
-        lock(&self.replica).checkpoint_done(boot_time(), job, result, &mut out);
+        {
+            let mut replica = lock(&self.replica);
+            replica.set_round_bytes(next);
+            replica.checkpoint_done(boot_time(), job, result, &mut out);
+        }
         self.perform(out);
         self.run_syncs();
     }
@@ -300,6 +321,13 @@ impl Served {
         self.stop.store(true, Ordering::Release);
         self.work.notify_all();
     }
+}
+
+/// Bytes of log for the next checkpoint, so that it takes about [`ROUND`] when it is as fast as
+/// this one.
+fn next_round(bytes: u64, took: Duration) -> u64 {
+    let rate = bytes as f64 / took.as_secs_f64().max(0.001);
+    (rate * ROUND.as_secs_f64()) as u64
 }
 
 fn nanos(since: Instant) -> u64 {

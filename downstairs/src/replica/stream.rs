@@ -101,7 +101,7 @@ impl Replica {
         };
         c.generation = header.generation;
         if durable >= Seq(header.seq) {
-            self.say_durable(conn, durable, out);
+            self.say_durable(conn, durable, false, out);
         } else {
             c.sync_to = Some(Seq(header.seq));
             self.sync_wanted = true;
@@ -109,8 +109,15 @@ impl Replica {
         Ok(())
     }
 
-    pub(super) fn say_durable(&self, conn: ConnId, durable: Seq, out: &mut Vec<Out>) {
+    pub(super) fn say_durable(
+        &self,
+        conn: ConnId,
+        durable: Seq,
+        working: bool,
+        out: &mut Vec<Out>,
+    ) {
         let mut header = Header::new(Kind::Durable, self.member.state().promise, durable.0);
+        header.trim = Seq(u64::from(working));
         header.aux = self.credit(conn);
         out.push(Out::Send(
             conn,
@@ -195,7 +202,7 @@ impl Replica {
             }
         }
         tell.into_iter()
-            .for_each(|c| self.say_durable(c, upto, out));
+            .for_each(|c| self.say_durable(c, upto, false, out));
     }
 
     /// A checkpoint, if one is needed and none runs. To be stepped without the lock and handed to
@@ -211,6 +218,27 @@ impl Replica {
         let job = store.begin_checkpoint().ok().flatten()?;
         self.checkpointing = true;
         Some(job)
+    }
+
+    /// A checkpoint is under way and comes forward: whoever waits for room in the log hears that it
+    /// is waited for with reason.
+    pub fn still_working(&self, out: &mut Vec<Out>) {
+        let Some(durable) = self.store().map(|s| s.durable().seq) else {
+            return;
+        };
+        let promise = self.member.state().promise;
+        for (id, c) in &self.conns {
+            if !c.parked.is_empty() && c.generation == promise {
+                self.say_durable(*id, durable, true, out);
+            }
+        }
+    }
+
+    /// What a checkpoint moves at once: see [`Store::set_round_bytes`].
+    pub fn set_round_bytes(&mut self, bytes: u64) {
+        if let Keeper::Region(store) = &mut self.keeper {
+            store.set_round_bytes(bytes);
+        }
     }
 
     /// As [`Replica::begin_checkpoint`], also where the log is not half full yet.

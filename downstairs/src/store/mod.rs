@@ -95,6 +95,8 @@ pub struct Store {
     /// was going to sync.)
     pub(crate) dirty: BTreeMap<u32, (Arc<ExtentFile>, u64)>,
     pub(crate) checkpoint: Option<Running>,
+    /// Bytes of log that one checkpoint moves, about.
+    pub(crate) round_bytes: u64,
     /// Goes up when a checkpoint begins and when history is cut: what a read planned before may
     /// have moved.
     pub(crate) rounds: u64,
@@ -236,10 +238,25 @@ impl Store {
         ring.saturating_sub(used + MARGIN)
     }
 
-    /// Whether a checkpoint should be begun: the log is half full and one would help.
+    /// Whether a checkpoint should be begun: three eighths of the log are full and one would help.
+    /// Early enough for writers to go on meanwhile, and late enough for what is written over and
+    /// over to be moved once.
     pub fn wants_checkpoint(&self) -> bool {
         let (used, ring) = self.log_usage();
-        used >= ring / 2 && self.checkpoint.is_none() && self.checkpoint_would_help()
+        used >= ring / 8 * 3 && self.checkpoint.is_none() && self.checkpoint_would_help()
+    }
+
+    /// From now on a checkpoint moves about so many bytes of log, within [`Store::round_range`]:
+    /// what a writer waits for while the log is full.
+    pub fn set_round_bytes(&mut self, bytes: u64) {
+        let range = self.round_range();
+        self.round_bytes = bytes.clamp(*range.start(), *range.end());
+    }
+
+    /// What a checkpoint may move at once: a sixty-fourth to a quarter of the log.
+    pub fn round_range(&self) -> std::ops::RangeInclusive<u64> {
+        let ring = self.shared.log.ring();
+        ring / 64..=ring / 4
     }
 
     /// Room for new data: what the pool has, less what is in the log and not yet in the extent

@@ -211,7 +211,9 @@ impl Store {
             }
         }
         let last = table.end().seq;
+        let round_bytes = shared.log.ring() / 4;
         Store {
+            round_bytes,
             shared: Arc::new(shared),
             overlay,
             records,

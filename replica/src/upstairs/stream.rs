@@ -100,6 +100,10 @@ impl Upstairs {
         if peer.stream != Stream::On || upto > peer.sent {
             return;
         }
+        // It waits for room in its log, and makes some: that is no standstill.
+        if header.trim > Seq::ZERO {
+            peer.progress = now;
+        }
         if upto > peer.durable {
             peer.durable = upto;
             peer.progress = now;

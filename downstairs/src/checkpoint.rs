@@ -179,7 +179,12 @@ impl Store {
     pub fn finish_checkpoint(&mut self, job: CheckpointJob, result: Result<Step>) -> Result<()> {
         self.checkpoint = None;
         match (result, &job.phase) {
-            (Err(e @ StoreError::NoSpace { .. }), _) => return Err(e),
+            (Err(e @ StoreError::NoSpace { .. }), _) => {
+                if self.shared.reserve.release() {
+                    self.shared.recorder.count("downstairs.reserve.used", 1);
+                }
+                return Err(e);
+            }
             (Err(e), _) => return Err(self.poisoned_by(e)),
             (Ok(_), Phase::Done) => {}
             (Ok(_), _) => return Err(StoreError::WrongState("a checkpoint was given up half way")),
@@ -193,12 +198,22 @@ impl Store {
         if self.records.len() < self.records.capacity() / 4 {
             self.records.shrink_to(2 * self.records.len());
         }
+        self.refill_reserve();
         let recorder = &self.shared.recorder;
         recorder.count("downstairs.checkpoint.done", 1);
         recorder.count("downstairs.checkpoint.bytes", job.moved);
         recorder.count("downstairs.checkpoint.lost_blocks", job.lost);
         recorder.gauge("downstairs.log.used_bytes", self.end - self.tail);
         Ok(())
+    }
+
+    /// Once there is plenty of space again, some of it is set aside.
+    fn refill_reserve(&self) {
+        let missing = self.shared.reserve.missing();
+        let plenty = |free: u64| free >= missing.saturating_mul(2);
+        if missing > 0 && self.shared.disk.space().is_ok_and(|s| plenty(s.free)) {
+            self.shared.reserve.fill();
+        }
     }
 
     /// Runs a checkpoint in one go, for callers that have nothing else to do meanwhile. Returns

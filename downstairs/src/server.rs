@@ -25,10 +25,13 @@ use trivet_protocol::message::{self, Refusal, Reply, Request};
 use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Recorder, Seq, VolumeId};
 
 mod attend;
+mod health;
 
 use crate::checkpoint::{CheckpointJob, Step};
 use crate::pledge::Pledge;
 use crate::replica::{ConnId, Out, Replica, Settling};
+use crate::store::Reopen;
+use health::{Cure, Health};
 
 /// Connections at once, at most.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -38,6 +41,12 @@ const HELLO: Duration = Duration::from_secs(5);
 const TAKE: Duration = Duration::from_secs(10);
 /// How long a checkpoint should take: a writer that finds the log full waits for its end.
 const ROUND: Duration = Duration::from_millis(300);
+/// How often the region's thread looks for work that nobody told it of.
+const LOOK: Duration = Duration::from_millis(200);
+/// Between two tries while the pool is full.
+const FULL: Duration = Duration::from_millis(100);
+/// From so many bytes on a checkpoint tells how fast the disk is.
+const MEASURED: u64 = 1 << 20;
 /// How often whoever waits for a checkpoint hears that it comes forward.
 const TELL_WORK: Duration = Duration::from_millis(100);
 /// Frames applied under one lock, at most.
@@ -188,26 +197,84 @@ impl Served {
         }
     }
 
+    /// The region's own thread: checkpoints, and opening it anew when its disk had failed.
     fn run_checkpoints(&self) {
+        let mut health = Health::new(Instant::now());
+        // While the pool is full: not before then.
+        let mut next = Instant::now();
         while !self.stop.load(Ordering::Acquire) {
+            self.heal(&mut health);
             let job = {
                 let mut replica = lock(&self.replica);
-                match replica.begin_checkpoint() {
-                    Some(job) => Some(job),
-                    None => {
-                        let wait = self.work.wait_timeout(replica, Duration::from_millis(200));
-                        replica = wait.unwrap_or_else(PoisonError::into_inner).0;
-                        replica.begin_checkpoint()
-                    }
+                let wait = next.saturating_duration_since(Instant::now());
+                let job = wait.is_zero().then(|| replica.begin_checkpoint()).flatten();
+                if job.is_none() {
+                    let wait = wait.max(Duration::from_millis(10)).min(LOOK);
+                    drop(self.work.wait_timeout(replica, wait));
                 }
+                job
             };
-            if let Some(job) = job {
-                self.run_checkpoint(job);
+            if let Some(job) = job
+                && !self.run_checkpoint(job)
+            {
+                next = Instant::now() + FULL;
             }
         }
     }
 
-    fn run_checkpoint(&self, mut job: CheckpointJob) {
+    /// Opens a region anew whose disk failed, in its time.
+    fn heal(&self, health: &mut Health) {
+        if !lock(&self.replica).disk_is_bad() {
+            return;
+        }
+        let mut cure = health.failed(Instant::now());
+        if cure == Cure::Reopen {
+            let Some(job) = lock(&self.replica).begin_reopen() else {
+                // Something of the old opening still hangs in the disk.
+                return;
+            };
+            match self.reopen(&job) {
+                Ok(()) => return health.is_back(Instant::now()),
+                Err(e) => {
+                    tracing::error!(volume = %self.volume, error = %e, "region not opened");
+                    cure = health.still_failed(Instant::now());
+                }
+            }
+        }
+        if cure == Cure::GiveUp {
+            self.recorder.count("downstairs.region.given_up", 1);
+            tracing::error!(
+                volume = %self.volume,
+                "the disk failed {} times: its replica stays out until this process is started \
+                 anew; replace the disk", health::MOST
+            );
+        }
+    }
+
+    fn reopen(&self, job: &Reopen) -> crate::Result<()> {
+        let (store, report) = job.run()?;
+        let mut out = Vec::new();
+        {
+            let mut replica = lock(&self.replica);
+            replica.reopened(boot_time(), store, &mut out)?;
+            let mut pledge = self.pledge.write().unwrap_or_else(PoisonError::into_inner);
+            *pledge = replica.member().pledge().clone();
+        }
+        self.perform(out);
+        self.recorder.count("downstairs.region.reopened", 1);
+        tracing::warn!(
+            volume = %self.volume,
+            opens = report.opens,
+            records = report.records,
+            rewritten = report.rewritten,
+            tail = ?report.tail,
+            "region opened anew after its disk had failed"
+        );
+        Ok(())
+    }
+
+    /// False if the pool is full.
+    fn run_checkpoint(&self, mut job: CheckpointJob) -> bool {
         let began = Instant::now();
         let mut told = began;
         let result = loop {
@@ -223,15 +290,20 @@ impl Served {
             }
         };
         self.recorder.time("downstairs.checkpoint", nanos(began));
-        let next = next_round(job.log_bytes(), began.elapsed());
+        let (bytes, took) = (job.log_bytes(), began.elapsed());
         let mut out = Vec::new();
-        {
+        let full = {
             let mut replica = lock(&self.replica);
-            replica.set_round_bytes(next);
+            // A short one that went quickly says little.
+            if bytes >= MEASURED || took > ROUND {
+                replica.set_round_bytes(next_round(bytes, took));
+            }
             replica.checkpoint_done(boot_time(), job, result, &mut out);
-        }
+            replica.pool_is_full()
+        };
         self.perform(out);
         self.run_syncs();
+        !full
     }
 
     /// Moves everything committed from the log to the extent files, on the caller's thread.
@@ -239,7 +311,12 @@ impl Served {
         while !self.stop.load(Ordering::Acquire) {
             let next = lock(&self.replica).begin_settling();
             match next {
-                Settling::Job(job) => self.run_checkpoint(*job),
+                Settling::Job(job) => {
+                    // What a full pool does not take stays in the log.
+                    if !self.run_checkpoint(*job) {
+                        return;
+                    }
+                }
                 Settling::Busy => thread::park_timeout(Duration::from_millis(5)),
                 Settling::Settled => return,
             }
@@ -324,10 +401,10 @@ impl Served {
 }
 
 /// Bytes of log for the next checkpoint, so that it takes about [`ROUND`] when it is as fast as
-/// this one.
+/// this one; not more than twice as many, for the disk may have been caching.
 fn next_round(bytes: u64, took: Duration) -> u64 {
     let rate = bytes as f64 / took.as_secs_f64().max(0.001);
-    (rate * ROUND.as_secs_f64()) as u64
+    ((rate * ROUND.as_secs_f64()) as u64).min(2 * bytes)
 }
 
 fn nanos(since: Instant) -> u64 {

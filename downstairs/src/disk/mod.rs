@@ -119,6 +119,14 @@ pub trait DiskFile: Send + Sync {
     /// As the operating system says.
     fn punch_hole(&self, at: u64, bytes: u64) -> io::Result<()>;
 
+    /// Makes the file `bytes` long, with room on the disk for all of it.
+    ///
+    /// # Errors
+    /// `Unsupported` where files cannot be allocated ahead; else as the operating system says.
+    fn allocate(&self, _bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Bytes that the file takes on the disk.
     ///
     /// # Errors

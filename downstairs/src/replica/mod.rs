@@ -11,6 +11,7 @@
 
 use std::cell::Cell;
 mod control;
+mod prepare;
 mod stream;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,7 +31,8 @@ use crate::checkpoint::{CheckpointJob, Step};
 use crate::error::{Result, StoreError};
 use crate::member::{Member, MemberState, Store as Keep};
 use crate::slots::SlotFile;
-use crate::store::{Cursor, ReadJob, Store, SyncJob, Synced};
+use crate::store::{Cursor, ReadJob, Reopen, Store, SyncJob, Synced};
+use prepare::Preparing;
 
 /// One connection from an upstairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +103,10 @@ pub struct Replica {
     syncing: bool,
     sync_wanted: bool,
     checkpointing: bool,
+    /// The last checkpoint found no space in the pool.
+    full: bool,
+    /// A resync is about to begin.
+    preparing: Option<Preparing>,
     /// When the last frame arrived.
     now: Now,
     recorder: Arc<dyn Recorder>,
@@ -153,6 +159,8 @@ impl Replica {
             syncing: false,
             sync_wanted: false,
             checkpointing: false,
+            full: false,
+            preparing: None,
             now,
             recorder,
         }
@@ -229,6 +237,46 @@ impl Replica {
             Keeper::Region(store) => store.close(),
             Keeper::Witness(_) | Keeper::Closed => Ok(()),
         }
+    }
+
+    /// What opens the region anew, if its disk failed and nothing of the old opening is under way
+    /// any more. To be run without the lock; then [`Replica::reopened`].
+    pub fn begin_reopen(&self) -> Option<Reopen> {
+        let store = self.store()?;
+        store.poisoned()?;
+        (!self.syncing && !self.checkpointing).then(|| store.reopen())
+    }
+
+    /// Whether the region's disk failed.
+    pub fn disk_is_bad(&self) -> bool {
+        self.store().is_some_and(|s| s.poisoned().is_some())
+    }
+
+    /// The region was opened anew. All that was known besides what is on the disk is forgotten, as
+    /// after a crash; whoever is connected starts over.
+    ///
+    /// # Errors
+    /// The member's state is damaged: nothing has changed.
+    pub fn reopened(&mut self, now: Now, mut store: Store, out: &mut Vec<Out>) -> Result<()> {
+        let state = decode_state(&store.member_state())?;
+        if let Some(old) = self.store() {
+            store.succeed(old);
+        }
+        self.member = Member::start(state, now);
+        self.opens = store.opens();
+        self.keeper = Keeper::Region(Box::new(store));
+        self.stream = None;
+        self.sync_wanted = false;
+        self.full = false;
+        self.preparing = None;
+        for (conn, c) in &mut self.conns {
+            c.failed = true;
+            c.parked.clear();
+            c.parked_bytes = 0;
+            c.sync_to = None;
+            out.push(Out::Close(*conn, "the region was opened anew".into()));
+        }
+        Ok(())
     }
 
     fn store_mut(&mut self) -> Result<&mut Store, Refusal> {
@@ -371,6 +419,7 @@ impl Replica {
         };
         if let Err(refusal) = result {
             self.recorder.count("downstairs.refusals", 1);
+            self.heed_poison();
             self.reply(conn, 0, &Reply::Refused(refusal), out);
             self.fail(conn, out);
         }

@@ -151,7 +151,9 @@ impl Replica {
     /// Whether a checkpoint is due.
     pub fn wants_checkpoint(&self) -> bool {
         let due = self.store().is_some_and(Store::wants_checkpoint);
-        !self.checkpointing && (due || self.conns.values().any(|c| !c.parked.is_empty()))
+        let preparing = self.preparing.as_ref().is_some_and(|p| p.marked);
+        let waiting = || self.conns.values().any(|c| !c.parked.is_empty());
+        !self.checkpointing && (due || preparing || waiting())
     }
 
     /// A sync that somebody waits for, if none runs. To be run without the lock and handed to
@@ -178,13 +180,7 @@ impl Replica {
         let upto = match store.finish_sync(job, result) {
             Ok(upto) => upto,
             Err(e) => {
-                tracing::error!(error = %e, "a sync failed; the region takes nothing more");
-                let refused = Reply::Refused(Refusal::Disk(e.to_string()));
-                let conns: Vec<_> = self.conns.keys().copied().collect();
-                conns
-                    .into_iter()
-                    .for_each(|c| self.reply(c, 0, &refused, out));
-                return;
+                return self.disk_failed(e, "a sync failed", out);
             }
         };
         let promise = self.member.state().promise;
@@ -203,6 +199,7 @@ impl Replica {
         }
         tell.into_iter()
             .for_each(|c| self.say_durable(c, upto, false, out));
+        self.go_on_preparing(out);
     }
 
     /// A checkpoint, if one is needed and none runs. To be stepped without the lock and handed to
@@ -271,16 +268,30 @@ impl Replica {
         let Keeper::Region(store) = &mut self.keeper else {
             return;
         };
-        if let Err(e) = store.finish_checkpoint(job, result) {
-            tracing::error!(error = %e, "a checkpoint failed; the region takes nothing more");
-            let refused = Reply::Refused(refusal(e));
-            let conns: Vec<_> = self.conns.keys().copied().collect();
-            conns
-                .into_iter()
-                .for_each(|c| self.reply(c, 0, &refused, out));
-            return;
+        match store.finish_checkpoint(job, result) {
+            Ok(()) => self.full = false,
+            Err(e @ StoreError::NoSpace { .. }) => return self.pool_full(&e),
+            Err(e) => return self.disk_failed(e, "a checkpoint failed", out),
         }
+        self.go_on_preparing(out);
         self.unpark(now, out);
+    }
+
+    /// Nothing is lost and nobody refused: what is in the log stays there, and a checkpoint is tried
+    /// again. Said once, until one has gone through.
+    fn pool_full(&mut self, e: &StoreError) {
+        self.recorder.count("downstairs.checkpoint.no_space", 1);
+        if !std::mem::replace(&mut self.full, true) {
+            tracing::error!(
+                volume = %self.volume(), error = %e,
+                "the pool is full; the log is moved on when there is space again"
+            );
+        }
+    }
+
+    /// Whether the last checkpoint found no space in the pool.
+    pub fn pool_is_full(&self) -> bool {
+        self.full
     }
 
     /// Tries again what waited for room in the log.

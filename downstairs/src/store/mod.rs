@@ -35,12 +35,14 @@ mod append;
 mod history;
 mod open;
 mod read;
+pub(crate) mod reserve;
 mod resync;
 mod sync;
 
-pub use open::OpenReport;
+pub use open::{OpenReport, Reopen};
 pub(crate) use read::span_sums;
 pub use read::{Blocks, ReadJob};
+use reserve::Reserve;
 pub use resync::{ChangedGroup, Cursor};
 pub use sync::{SyncJob, Synced};
 
@@ -55,6 +57,7 @@ pub(crate) struct Shared {
     pub log: Log,
     pub extents: Extents,
     pub head: Mutex<Head>,
+    pub reserve: Reserve,
     pub recorder: Arc<dyn Recorder>,
 }
 
@@ -227,6 +230,16 @@ impl Store {
         self.trim = self.trim.max(trim);
     }
 
+    /// Whether everything in the log is durable here.
+    pub fn all_synced(&self) -> bool {
+        self.synced_to >= self.end
+    }
+
+    /// Whether everything in the log is in the extent files.
+    pub fn log_is_moved(&self) -> bool {
+        self.checkpoint.is_none() && self.checkpointed_to == self.end
+    }
+
     /// Bytes of the log in use, and its size.
     pub fn log_usage(&self) -> (u64, u64) {
         (self.end - self.tail, self.shared.log.ring())
@@ -260,7 +273,7 @@ impl Store {
     }
 
     /// Room for new data: what the pool has, less what is in the log and not yet in the extent
-    /// files, less a reserve for metadata.
+    /// files, less a reserve for metadata, less what is missing from the region's own reserve.
     ///
     /// # Errors
     /// The disk fails.
@@ -272,10 +285,23 @@ impl Store {
         let ring = self.shared.log.ring();
         // On a copy-on-write pool the log itself takes new space with each lap.
         let reserve = self.end.saturating_sub(self.checkpointed_to) + ring / 8 + (4 << 20);
+        let reserve = reserve + self.shared.reserve.missing();
         Ok(Space {
             free: space.free.saturating_sub(reserve),
             total: space.total,
         })
+    }
+
+    /// What opens this region anew after its disk failed; to be run while no job of this store is
+    /// under way, and without holding it.
+    pub fn reopen(&self) -> Reopen {
+        Reopen::new(&self.shared)
+    }
+
+    /// Takes the place of another store of the same region: nothing that was planned on that one
+    /// is taken for valid here.
+    pub fn succeed(&mut self, other: &Store) {
+        self.rounds = other.rounds + 1;
     }
 
     /// Closes the region in order: the next opening finds everything synced.

@@ -216,18 +216,19 @@ impl Store {
         }
     }
 
-    /// Runs a checkpoint in one go, for callers that have nothing else to do meanwhile. Returns
-    /// whether there was anything to do.
+    /// Moves all that can be moved in one go, for callers that have nothing else to do meanwhile.
+    /// Returns whether there was anything to do.
     ///
     /// # Errors
     /// As [`Store::finish_checkpoint`].
     pub fn checkpoint_now(&mut self) -> Result<bool> {
-        let Some(mut job) = self.begin_checkpoint()? else {
-            return Ok(false);
-        };
-        let result = job.run();
-        self.finish_checkpoint(job, result)?;
-        Ok(true)
+        let mut any = false;
+        while let Some(mut job) = self.begin_checkpoint()? {
+            let result = job.run();
+            self.finish_checkpoint(job, result)?;
+            any = true;
+        }
+        Ok(any)
     }
 }
 

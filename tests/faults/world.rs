@@ -181,7 +181,10 @@ impl World {
             node: "test".into(),
             links: ["a", "b", "c"].map(String::from).into(),
             local: None,
-            limits: Limits::default(),
+            limits: Limits {
+                lapse_patience: Duration::from_secs(8),
+                ..Limits::default()
+            },
         };
         let (volume, notices) = ReplicatedVolume::start(Start {
             config,

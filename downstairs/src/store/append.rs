@@ -123,7 +123,8 @@ impl Store {
         let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|p| IoSlice::new(p)).collect();
         slices.push(IoSlice::new(&mark));
         let written = self.shared.log.write(&mut slices, self.held.from);
-        written.map_err(|e| self.poisoned_by(e))
+        // Also without space: they are in the history, and in no file.
+        written.map_err(|e| self.poison_hard(e))
     }
 
     /// Appends the next operation of the history. It is visible to reads on return, and durable

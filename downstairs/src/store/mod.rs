@@ -346,7 +346,15 @@ impl Store {
     /// Notes that the disk can no longer be trusted; hands the error back. A full disk can be:
     /// the same write is offered again or never counted.
     pub(crate) fn poisoned_by(&mut self, e: StoreError) -> StoreError {
-        if self.poison.is_none() && !matches!(e, StoreError::NoSpace { .. }) {
+        match e {
+            StoreError::NoSpace { .. } => e,
+            _ => self.poison_hard(e),
+        }
+    }
+
+    /// The same where a full disk is no better than a failed one.
+    pub(crate) fn poison_hard(&mut self, e: StoreError) -> StoreError {
+        if self.poison.is_none() {
             self.shared.recorder.count("downstairs.store.poisoned", 1);
             self.poison = Some(e.to_string());
         }

@@ -26,6 +26,8 @@ pub struct Space {
     pub free: u64,
     /// Bytes in all.
     pub total: u64,
+    /// Writing over something takes new space, too.
+    pub copies_on_write: bool,
 }
 
 /// A directory of files; one region or one witness lives in each. Names are relative, with at

@@ -77,6 +77,8 @@ struct Conn {
     received: u64,
     /// When the pool was last asked for its free space, and the credit that followed.
     granted: Cell<(Now, u64)>,
+    /// Its pool overwrites in place, as far as was asked.
+    in_place: Cell<bool>,
     /// It wants to hear of everything durable up to here.
     sync_to: Option<Seq>,
     /// Frames that wait for room in the log, in order.
@@ -344,6 +346,7 @@ impl Replica {
     /// A frame arrived.
     pub fn frame(&mut self, now: Now, conn: ConnId, frame: Frame, out: &mut Vec<Out>) {
         let streams = self.stream == Some(conn);
+        let preparing = self.prepares(conn);
         let Some(c) = self.conns.get_mut(&conn) else {
             return;
         };
@@ -353,9 +356,9 @@ impl Replica {
             self.recorder.count("downstairs.late_frames", 1);
             return;
         }
-        // Frames of the ordered stream keep their order behind one that waits for room. What
-        // keeps the lease alive does not wait.
-        if !c.parked.is_empty() && in_order(&frame) {
+        // Frames of the ordered stream keep their order behind one that waits for room, or for the
+        // jump that begins a resync. What keeps the lease alive does not wait.
+        if (preparing || !c.parked.is_empty()) && in_order(&frame) {
             c.parked_bytes += frame.wire_len();
             c.parked.push_back(frame);
             if c.parked_bytes > PARKED {

@@ -1,6 +1,7 @@
 //! Making ready for a resync: everything here goes to the extent files, the region is marked
 //! *mixed*, and takes over the peer's position. It may move a whole log, so it is done by the same
-//! jobs as any sync and checkpoint, without the lock: the member answers everybody else meanwhile.
+//! jobs as any sync and checkpoint, without the lock: the member answers everybody else meanwhile,
+//! and the stream waits, for what follows in it comes after the jump.
 //!
 //! A crash in between leaves a region that is mixed, or as it was: the resync begins again. A
 //! claim, or the end of the connection, ends it likewise.
@@ -64,6 +65,13 @@ impl Replica {
         };
         self.heed_poison();
         self.reply(p.conn, p.request, &reply, out);
+        // What followed in the stream was sent after the jump.
+        self.unpark(self.now, out);
+    }
+
+    /// Whether the stream of this connection waits for a resync to begin.
+    pub(super) fn prepares(&self, conn: ConnId) -> bool {
+        self.preparing.as_ref().is_some_and(|p| p.conn == conn)
     }
 
     /// One step; whether it was the last.

@@ -119,6 +119,8 @@ impl Replica {
         let mut header = Header::new(Kind::Durable, self.member.state().promise, durable.0);
         header.trim = Seq(u64::from(working));
         header.aux = self.credit(conn);
+        let in_place = self.conns.get(&conn).is_some_and(|c| c.in_place.get());
+        header.commit = Seq(u64::from(in_place));
         out.push(Out::Send(
             conn,
             Frame {
@@ -140,6 +142,7 @@ impl Replica {
         let free = self.store().and_then(|s| s.free_space().ok());
         let granted = c.received.saturating_add(free.map_or(0, |s| s.free));
         c.granted.set((self.now, granted));
+        c.in_place.set(free.is_some_and(|s| !s.copies_on_write));
         granted
     }
 
@@ -302,15 +305,21 @@ impl Replica {
             };
             let mut frames = std::mem::take(&mut c.parked);
             c.parked_bytes = 0;
-            while let Some(frame) = frames.pop_front() {
-                self.handle(now, conn, frame, out);
+            while !frames.is_empty() {
+                let held = self.prepares(conn);
                 let Some(c) = self.conns.get_mut(&conn) else {
                     break;
                 };
-                if !c.parked.is_empty() {
+                if c.failed {
+                    // What follows one that was refused is not taken.
+                    break;
+                }
+                if held || !c.parked.is_empty() {
                     // Full again: the rest stays behind the one that was put back.
                     c.parked_bytes += frames.iter().map(Frame::wire_len).sum::<usize>();
                     c.parked.append(&mut frames);
+                } else if let Some(frame) = frames.pop_front() {
+                    self.handle(now, conn, frame, out);
                 }
             }
         }

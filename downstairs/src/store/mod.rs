@@ -289,6 +289,7 @@ impl Store {
         Ok(Space {
             free: space.free.saturating_sub(reserve),
             total: space.total,
+            copies_on_write: space.copies_on_write,
         })
     }
 

@@ -26,6 +26,7 @@ mod peer;
 mod reads;
 mod reign;
 mod resync;
+mod scarce;
 mod status;
 mod stream;
 mod types;
@@ -50,6 +51,7 @@ use history::History;
 use membership::Pending;
 use peer::Peer;
 use reads::Reads;
+use scarce::{Room, Scarce};
 
 /// Life of an upstairs. Transitions go through [`Upstairs::enter`]:
 /// Idle → Asking ⇄ Waiting, Asking → Claiming → Leveling → Settling → Active; Claiming and
@@ -80,6 +82,7 @@ pub struct Upstairs {
     /// Flushes that wait for the commit position to reach a place.
     flushes: BTreeMap<Seq, Vec<WaitId>>,
     reads: Reads,
+    scarce: Scarce,
     next_request: u64,
     asked: BTreeMap<u64, Asked>,
     /// Completions held back while the lease is not valid (invariant 2).
@@ -121,6 +124,8 @@ enum Ask {
     ChangedAtTarget,
     SumsAtSource(LinkId, u64),
     SumsAtTarget(u64),
+    /// Which blocks are written: see [`scarce`].
+    Written,
 }
 
 impl Upstairs {
@@ -139,6 +144,7 @@ impl Upstairs {
             commit: Seq::ZERO,
             flushes: BTreeMap::new(),
             reads: Reads::default(),
+            scarce: Scarce::default(),
             next_request: 1,
             asked: BTreeMap::new(),
             withheld: Vec::new(),
@@ -224,8 +230,16 @@ impl Upstairs {
             return Submitted::Full;
         }
         if let Some(e) = self.no_credit(batch.data_len() as u64) {
-            return Submitted::Failed(e);
+            match self.room_for(now, batch, e) {
+                Room::Overwrites => {}
+                Room::Asking => {
+                    self.room_wanted = true;
+                    return Submitted::Full;
+                }
+                Room::None(e) => return Submitted::Failed(e),
+            }
         }
+        self.scarce.ordered(batch);
         let seq = self.history.push(self.generation.number, batch.clone());
         self.pump_all();
         Submitted::At(seq)
@@ -416,6 +430,7 @@ impl Upstairs {
         peer.disconnected(now);
         self.asked.retain(|_, a| a.link != link);
         self.peer_mut(link).closing = false;
+        self.scarce.link_lost(link);
         self.resync_link_lost(now, link);
         self.reads_link_lost(now, link);
         self.activation_link_lost(now, link);
@@ -464,6 +479,8 @@ impl Upstairs {
             return;
         }
         match reply {
+            Reply::Sums(sums) if asked.what == Ask::Written => self.on_written(now, id, Some(sums)),
+            Reply::Refused(_) if asked.what == Ask::Written => self.on_written(now, id, None),
             Reply::Refused(refusal) => self.on_refused(now, link, asked.what, refusal),
             Reply::Welcome(w) => self.on_welcome(now, link, asked.sent, w),
             Reply::Granted(w) => self.on_granted(now, link, asked.sent, w),

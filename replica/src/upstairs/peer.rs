@@ -71,6 +71,8 @@ pub struct Peer {
     pub sent_bytes: u64,
     /// See [`trivet_protocol::message`].
     pub credit: u64,
+    /// Its pool overwrites in place: that takes no new space.
+    pub in_place: bool,
     /// Its data cannot be counted; why.
     pub unusable: Option<&'static str>,
     /// Its data is of several moments: between the begin and the end of a resync.
@@ -107,6 +109,7 @@ impl Peer {
             progress: Now::default(),
             sent_bytes: 0,
             credit: 0,
+            in_place: false,
             unusable: None,
             mixed: false,
             fenced: None,

@@ -96,6 +96,7 @@ impl Upstairs {
         let upto = Seq(header.seq);
         let peer = self.peer_mut(link);
         peer.slow = false;
+        peer.in_place = header.commit > Seq::ZERO;
         peer.credit = peer.credit.max(header.aux);
         if peer.stream != Stream::On || upto > peer.sent {
             return;

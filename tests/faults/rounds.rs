@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use trivet_replica::Volume;
 
 use crate::common::{History, seed};
 use crate::world::{Attached, BLOCKS, World, Writer, wait_for};

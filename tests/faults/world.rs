@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -48,6 +49,34 @@ struct Node {
     process: Option<Downstairs>,
     // After the process, which uses it.
     disk: Option<Mounted>,
+    // After the failing disk, which lies on it.
+    _small: Option<Small>,
+}
+
+/// A small file system.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: &Path, mib: u64) -> Result<Small, String> {
+        std::fs::create_dir(at).unwrap();
+        let size = format!("size={mib}m");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at);
+        match mount.output() {
+            Ok(done) if done.status.success() => Ok(Small(at.to_owned())),
+            Ok(done) => Err(String::from_utf8_lossy(&done.stderr).into_owned()),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let done = Command::new("umount").arg(&self.0).status();
+        if !done.is_ok_and(|s| s.success()) {
+            eprintln!("cannot unmount {}", self.0.display());
+        }
+    }
 }
 
 /// See the module's head.
@@ -60,6 +89,11 @@ pub struct World {
 impl World {
     /// `None`, and a line in the list of skips, where FUSE cannot be mounted.
     pub fn new(test: &str) -> Option<World> {
+        World::on_disks_of(test, None)
+    }
+
+    /// The same with disks of so many MiB, where they can be had.
+    pub fn on_disks_of(test: &str, mib: Option<u64>) -> Option<World> {
         let dir = tempfile::tempdir().unwrap();
         let mut nodes = Vec::new();
         for name in ["a", "b", "c"] {
@@ -68,6 +102,14 @@ impl World {
                 dir.path().join(format!("{name}.disk")),
             );
             std::fs::create_dir(&pool).unwrap();
+            let small = match mib.map(|mib| Small::mount(&backing, mib)).transpose() {
+                Ok(small) => small,
+                Err(e) => {
+                    let why = format!("a small disk cannot be mounted here: {e}");
+                    skipped(&format!("faults {test}"), &why).unwrap();
+                    return None;
+                }
+            };
             let disk = match Mounted::new(&backing, &pool) {
                 Ok(disk) => disk,
                 Err(e) => {
@@ -83,6 +125,7 @@ impl World {
                 address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
                 process: None,
                 disk: Some(disk),
+                _small: small,
             });
         }
         let mut world = World {
@@ -171,8 +214,9 @@ impl World {
         region.join(node.member.to_string()).join(name)
     }
 
-    pub fn member(&self, i: usize) -> MemberId {
-        self.nodes[i].member
+    /// Beside what the failing disk shows, on the same small disk.
+    pub fn beside(&self, i: usize, name: &str) -> PathBuf {
+        self.nodes[i].backing.join(name)
     }
 
     pub fn attach(&self) -> Arc<Attached> {
@@ -222,11 +266,6 @@ pub struct Attached {
 impl Attached {
     pub fn heard(&self, wanted: impl Fn(&Notice) -> bool) -> bool {
         self.heard.lock().unwrap().iter().any(wanted)
-    }
-
-    pub fn in_sync(&self, member: MemberId) -> bool {
-        let status = self.volume.status();
-        status.members.iter().any(|m| m.id == member && m.in_sync)
     }
 
     pub fn all_in_sync(&self) -> bool {

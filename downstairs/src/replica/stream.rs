@@ -142,7 +142,9 @@ impl Replica {
         let free = self.store().and_then(|s| s.free_space().ok());
         let granted = c.received.saturating_add(free.map_or(0, |s| s.free));
         c.granted.set((self.now, granted));
-        c.in_place.set(free.is_some_and(|s| !s.copies_on_write));
+        // While not even what is in the log finds its place, nothing more is to come.
+        c.in_place
+            .set(!self.full && free.is_some_and(|s| !s.copies_on_write));
         granted
     }
 

@@ -13,6 +13,8 @@ pub enum Exit {
     Failed = 1,
     /// The arguments make no sense; nothing was tried. The parser uses the same code.
     Usage = 2,
+    /// No daemon of the cluster answers.
+    Unreachable = 3,
 }
 
 /// An error on its way to the person who typed the command.
@@ -22,9 +24,23 @@ pub struct CliError {
     what: String,
     hint: Option<String>,
     closed_output: bool,
+    quiet: bool,
 }
 
 impl CliError {
+    /// No daemon answers.
+    pub fn unreachable(what: impl fmt::Display) -> CliError {
+        CliError::new(Exit::Unreachable, what)
+    }
+
+    /// Everything was said already; only the exit code is left to tell.
+    pub fn quiet(exit: Exit) -> CliError {
+        CliError {
+            quiet: true,
+            ..CliError::new(exit, "")
+        }
+    }
+
     /// Something was tried and failed: `what` names the thing and the reason.
     pub fn failed(what: impl fmt::Display) -> CliError {
         CliError::new(Exit::Failed, what)
@@ -41,6 +57,7 @@ impl CliError {
             what: what.to_string(),
             hint: None,
             closed_output: false,
+            quiet: false,
         }
     }
 
@@ -62,6 +79,11 @@ impl CliError {
     /// Whether the only trouble is that the reader of our output went away.
     pub fn is_closed_output(&self) -> bool {
         self.closed_output
+    }
+
+    /// Whether nothing is left to say.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     /// The process's exit code.

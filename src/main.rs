@@ -23,7 +23,9 @@ fn main() -> ExitCode {
         // A reader that went away (`trivet limits | head`) is no failure of ours.
         Err(e) if e.is_closed_output() => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("{e}");
+            if !e.is_quiet() {
+                eprintln!("{e}");
+            }
             ExitCode::from(e.exit() as u8)
         }
     }

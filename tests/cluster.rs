@@ -23,7 +23,7 @@ use common::{History, seed};
 use rustix::process::Signal;
 use trivet_cluster::process::Downstairs;
 use trivet_cluster::{
-    Attach, ClusterError, Embedded, Options, Problem, Reach, VolumeFile, attach, create,
+    Attach, ClusterError, Embedded, KeyFiles, Options, Problem, Reach, VolumeFile, attach, create,
 };
 use trivet_downstairs::Store;
 use trivet_downstairs::pool::Pool;
@@ -31,6 +31,7 @@ use trivet_protocol::{BLOCK_BYTES, Block, NullRecorder};
 use trivet_replica::Volume;
 use trivet_replica::driver::ReplicatedVolume;
 use trivet_replica::upstairs::Limits;
+use trivet_transport::{Role, Security};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Nobody may be kept waiting longer than this by one replica (issue 2).
@@ -55,16 +56,25 @@ struct Cluster {
     file: VolumeFile,
     replicas: Vec<Option<Downstairs>>,
     addresses: Vec<SocketAddr>,
+    /// Of the three and of whoever attaches; none: no TLS.
+    keys: Vec<KeyFiles>,
 }
 
 impl Cluster {
     fn new() -> Cluster {
+        Cluster::with_keys(&[])
+    }
+
+    /// With TLS, if anybody has a key: the three, in order, and whoever attaches.
+    fn with_keys(who: &[(&str, Role)]) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("volume.toml");
         let pools = ["a", "b", "c"].map(|n| (n.to_owned(), PathBuf::from(n)));
         let file = VolumeFile::new(BLOCKS * BLOCK_BYTES as u64, pools).unwrap();
         let file = create(&path, file).unwrap();
+        let keys = KeyFiles::make(&dir.path().join("keys"), who).unwrap();
         let mut cluster = Cluster {
+            keys,
             dir,
             file,
             replicas: vec![None, None, None],
@@ -81,7 +91,9 @@ impl Cluster {
     /// Starts a replica, where it listened before.
     fn start(&mut self, i: usize) {
         let binary = Path::new(env!("CARGO_BIN_EXE_trivet"));
-        let replica = Downstairs::start(binary, self.addresses[i], &[self.pool(i)]).unwrap();
+        let pools = [self.pool(i)];
+        let replica = Downstairs::start(binary, self.addresses[i], &pools, self.keys.get(i));
+        let replica = replica.unwrap();
         self.addresses[i] = replica.address();
         self.replicas[i] = Some(replica);
     }
@@ -95,7 +107,11 @@ impl Cluster {
     }
 
     fn attach(&self) -> Arc<ReplicatedVolume> {
-        attach_to(self.file.volume, &self.addresses)
+        let security = match self.keys.last() {
+            Some(own) => own.security().unwrap(),
+            None => Security::Plain,
+        };
+        attach_to(self.file.volume, &self.addresses, security)
     }
 
     fn in_sync(&self, volume: &ReplicatedVolume, i: usize) -> bool {
@@ -129,7 +145,11 @@ impl Cluster {
     }
 }
 
-fn attach_to(volume: trivet_protocol::VolumeId, addresses: &[SocketAddr]) -> Arc<ReplicatedVolume> {
+fn attach_to(
+    volume: trivet_protocol::VolumeId,
+    addresses: &[SocketAddr],
+    security: Security,
+) -> Arc<ReplicatedVolume> {
     let hosts = ["a", "b", "c"].iter().zip(addresses).map(|(n, a)| Reach {
         node: (*n).to_owned(),
         address: *a,
@@ -138,10 +158,13 @@ fn attach_to(volume: trivet_protocol::VolumeId, addresses: &[SocketAddr]) -> Arc
         volume,
         node: "test".into(),
         hosts: hosts.collect(),
+        security,
         local: None,
         recorder: Arc::new(NullRecorder),
         limits: Limits::default(),
         patience: PATIENCE,
+        wait_for_lease: true,
+        accept_data_loss: false,
     })
     .unwrap()
 }
@@ -201,8 +224,18 @@ impl Writer {
 
 #[test]
 fn one_replica_dies_or_hangs_under_load_and_comes_back() {
+    dies_or_hangs_and_comes_back(Cluster::new());
+}
+
+#[test]
+fn one_replica_dies_or_hangs_under_load_and_comes_back_over_tls() {
+    let nodes = ["a", "b", "c"].map(|n| (n, Role::Node));
+    let who = [&nodes[..], &[("test", Role::Exporter)]].concat();
+    dies_or_hangs_and_comes_back(Cluster::with_keys(&who));
+}
+
+fn dies_or_hangs_and_comes_back(mut cluster: Cluster) {
     // Given a volume under load.
-    let mut cluster = Cluster::new();
     let history = History {
         seed: seed(),
         blocks: BLOCKS,
@@ -275,7 +308,7 @@ fn worker() {
     let mut n: u64 = word().parse().unwrap();
     let volume = serde_json::from_str(word()).unwrap();
     let addresses: Vec<SocketAddr> = (0..3).map(|_| word().parse().unwrap()).collect();
-    let volume = attach_to(volume, &addresses);
+    let volume = attach_to(volume, &addresses, Security::Plain);
     assert_eq!(history.check_volume(n, &*volume), n, "what the parent saw");
     println!("flushed {n}");
     loop {

@@ -6,9 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 use trivet_downstairs::server::Served;
+use trivet_protocol::frame::Versions;
 use trivet_protocol::{Block, Checksum, Generation, Recorder, Seq, VolumeId};
 use trivet_replica::driver::{LocalReplica, ReplicatedVolume, Start};
 use trivet_replica::upstairs::{ActivateOptions, Config, Limits, LinkId, Notice};
+use trivet_transport::Security;
 
 use crate::error::{ClusterError, Result};
 
@@ -29,6 +31,8 @@ pub struct Attach {
     pub node: String,
     /// The hosts that serve its members.
     pub hosts: Vec<Reach>,
+    /// How connections are protected; under TLS each host must be the node that it is called.
+    pub security: Security,
     /// The replica in this process and its place in `hosts`.
     pub local: Option<(usize, Arc<Served>)>,
     /// Takes figures.
@@ -37,6 +41,10 @@ pub struct Attach {
     pub limits: Limits,
     /// How long an activation may take; another's lease is waited for within it.
     pub patience: Duration,
+    /// Wait for another holder's lease to run out, instead of refusing at once.
+    pub wait_for_lease: bool,
+    /// Serve although replicas that may hold acknowledged data cannot be heard.
+    pub accept_data_loss: bool,
 }
 
 struct Local(Arc<Served>);
@@ -69,6 +77,8 @@ pub fn attach(a: Attach) -> Result<Arc<ReplicatedVolume>> {
             limits: a.limits,
         },
         addresses,
+        security: a.security,
+        versions: Versions::default(),
         local: a
             .local
             .map(|(_, s)| Arc::new(Local(s)) as Arc<dyn LocalReplica>),
@@ -83,9 +93,9 @@ pub fn attach(a: Attach) -> Result<Arc<ReplicatedVolume>> {
         .map_err(ClusterError::Thread)?;
     volume.activate(ActivateOptions {
         claim: u128::from_le_bytes(VolumeId::random().bytes()),
-        wait_for_lease: true,
+        wait_for_lease: a.wait_for_lease,
         patience: a.patience,
-        accept_data_loss: false,
+        accept_data_loss: a.accept_data_loss,
     })?;
     Ok(Arc::new(volume))
 }

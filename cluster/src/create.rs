@@ -12,11 +12,11 @@ use trivet_downstairs::pool::{self, Pool};
 use trivet_downstairs::{Region, Store, region};
 use trivet_protocol::limits::DEFAULT_LEASE_MS;
 use trivet_protocol::{
-    MemberInfo, MemberKind, Millis, NullRecorder, Position, Record, RecordVersion,
+    MemberId, MemberInfo, MemberKind, Millis, NullRecorder, Position, Record, RecordVersion,
 };
 
 use crate::error::{ClusterError, Result};
-use crate::volume_file::{CREATING, Place, VolumeFile, sync_parent};
+use crate::volume_file::{CREATING, VolumeFile, sync_parent};
 
 /// Makes the regions of `volume` and then writes `path`. Directories of pools are made where they
 /// are missing. If an earlier creation at `path` was cut short, that one is finished and its
@@ -46,7 +46,7 @@ pub fn create(path: &Path, volume: VolumeFile) -> Result<VolumeFile> {
     let record = first_record(&volume);
     for place in &volume.member {
         let pool = open_or_make_pool(&VolumeFile::pool(place, path))?;
-        make_region(&pool, &volume, place, &record)?;
+        make_region(&pool, place.id, &record)?;
     }
     std::fs::rename(creating, path).map_err(ClusterError::io("write", path))?;
     sync_parent(path)?;
@@ -109,19 +109,35 @@ fn open_or_make_pool(dir: &Path) -> Result<Pool> {
     Ok(pool)
 }
 
-fn make_region(pool: &Pool, volume: &VolumeFile, place: &Place, record: &Record) -> Result<()> {
-    let dir = pool.region_dir(volume.volume, place.id);
+/// Makes one member of a new volume in the pool at `dir` (which is made if it is not there), as its
+/// first record says. If it is there already, that is as good.
+///
+/// # Errors
+/// The record is no first one or does not list the member, or the disk fails.
+pub fn make_first_member(dir: &Path, record: &Record, member: MemberId) -> Result<()> {
+    let first = record.version == RecordVersion::default() && record.problem().is_none();
+    if !first || record.member(member).is_none() {
+        return Err(ClusterError::NotFirst {
+            volume: record.volume,
+            member,
+        });
+    }
+    make_region(&open_or_make_pool(dir)?, member, record)
+}
+
+fn make_region(pool: &Pool, member: MemberId, record: &Record) -> Result<()> {
+    let dir = pool.region_dir(record.volume, member);
     let recorder = Arc::new(NullRecorder);
-    let disk = pool.make_region(volume.volume, place.id, recorder.clone())?;
+    let disk = pool.make_region(record.volume, member, recorder.clone())?;
     let wrong = || ClusterError::region(&dir);
     if !dir.join(region::FILE).exists() {
-        let region = Region::new(volume.volume, place.id, volume.blocks);
+        let region = Region::new(record.volume, member, record.blocks);
         Store::create(&disk, &region).map_err(wrong())?;
     }
-    let expected = Some((volume.volume, place.id));
+    let expected = Some((record.volume, member));
     let (mut store, _) = Store::open(disk, expected, recorder).map_err(wrong())?;
     if store.member_state().is_empty() {
-        let state = MemberState::new(place.id, record.clone());
+        let state = MemberState::new(member, record.clone());
         let raw = serde_json::to_vec(&state).map_err(|e| ClusterError::VolumeFile {
             path: dir.clone(),
             why: e.to_string(),

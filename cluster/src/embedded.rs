@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trivet_downstairs::pool::Pool;
-use trivet_downstairs::server::Served;
+use trivet_downstairs::server::{Listen, Served};
 use trivet_protocol::{NullRecorder, Recorder};
 use trivet_replica::driver::ReplicatedVolume;
 use trivet_replica::upstairs::{Limits, Status};
+use trivet_transport::Security;
 
 use crate::attach::{Attach, Reach, attach};
 use crate::create::create;
@@ -107,7 +108,7 @@ impl Embedded {
                 continue;
             }
             let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            let host = Host::start(any, &[dir], &options.recorder)?;
+            let host = Host::start(Listen::plain(any, options.recorder.clone()), &[dir])?;
             problems.extend_from_slice(host.problems());
             let ours = |s: &&Arc<Served>| s.volume() == file.volume && s.member() == place.id;
             if let Some(served) = host.served().iter().find(ours) {
@@ -137,10 +138,13 @@ impl Embedded {
             volume: file.volume,
             node: "embedded".into(),
             hosts: reach,
+            security: Security::Plain,
             local,
             recorder: options.recorder,
             limits: options.limits,
             patience: options.patience,
+            wait_for_lease: true,
+            accept_data_loss: false,
         })?;
         Ok(Embedded {
             volume,

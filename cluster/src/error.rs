@@ -7,6 +7,7 @@ use thiserror::Error;
 use trivet_downstairs::StoreError;
 use trivet_protocol::{MemberId, VolumeId};
 use trivet_replica::upstairs::ActivateError;
+use trivet_transport::TransportError;
 
 /// Result of everything in this crate.
 pub type Result<T, E = ClusterError> = std::result::Result<T, E>;
@@ -32,13 +33,16 @@ pub enum ClusterError {
          made of; put the file back, or move the region away"
     )]
     Orphan { path: PathBuf, volume: VolumeId },
+    #[error(
+        "this node keeps member {member} of volume {volume} already; one per node is all it may"
+    )]
+    OtherMember { volume: VolumeId, member: MemberId },
+    #[error("that is not the first record of volume {volume} with member {member} in it")]
+    NotFirst { volume: VolumeId, member: MemberId },
     #[error("a volume of {bytes} bytes is impossible: {why}")]
     Size { bytes: u64, why: &'static str },
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        address: std::net::SocketAddr,
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Transport(#[from] TransportError),
     #[error(
         "volume {volume} has {usable} usable replicas of {all}, which is too few to be sure of \
          its content: {problems}"

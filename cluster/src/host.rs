@@ -6,34 +6,34 @@
 //! Bounded by the server's limits and one log replay at a time.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use trivet_downstairs::Store;
+use trivet_downstairs::disk::RealDisk;
 use trivet_downstairs::pool::{Found, Pool};
 use trivet_downstairs::replica::Replica;
-use trivet_downstairs::server::{Served, Server, boot_time};
-use trivet_protocol::Recorder;
+use trivet_downstairs::server::{Listen, Served, Server, boot_time};
+use trivet_downstairs::{Region, Store};
+use trivet_protocol::{MemberId, Record, Recorder, VolumeId};
 
+use crate::create::make_first_member;
 use crate::error::{ClusterError, Problem, Result};
 
 /// See the module's head. Dropping it without [`Host::close`] is like a crash that loses nothing.
 pub struct Host {
     server: Server,
-    served: Vec<Arc<Served>>,
+    served: RwLock<Vec<Arc<Served>>>,
+    recorder: Arc<dyn Recorder>,
     problems: Vec<Problem>,
 }
 
 impl Host {
-    /// Opens every region in `pools` and serves them on `listen` (port 0: any).
+    /// Opens every region in `pools` and serves them as `listen` says.
     ///
     /// # Errors
     /// A pool is not there (is its disk mounted?), or the address cannot be listened on.
-    pub fn start(
-        listen: SocketAddr,
-        pools: &[PathBuf],
-        recorder: &Arc<dyn Recorder>,
-    ) -> Result<Host> {
+    pub fn start(listen: Listen, pools: &[PathBuf]) -> Result<Host> {
+        let recorder = &listen.recorder.clone();
         let (mut served, mut problems) = (Vec::new(), Vec::new());
         for dir in pools {
             let pool = Pool::open(dir).map_err(ClusterError::store)?;
@@ -49,16 +49,14 @@ impl Host {
                 }
             }
         }
-        let server = Server::start(listen).map_err(|source| ClusterError::Listen {
-            address: listen,
-            source,
-        })?;
+        let server = Server::start(listen)?;
         for region in &served {
             server.add(region.clone()).map_err(ClusterError::Thread)?;
         }
         Ok(Host {
             server,
-            served,
+            served: RwLock::new(served),
+            recorder: recorder.clone(),
             problems,
         })
     }
@@ -69,8 +67,45 @@ impl Host {
     }
 
     /// What it serves.
-    pub fn served(&self) -> &[Arc<Served>] {
-        &self.served
+    pub fn served(&self) -> Vec<Arc<Served>> {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        served.clone()
+    }
+
+    /// The member of a volume that it serves, if it has one.
+    pub fn member_of(&self, volume: VolumeId) -> Option<Arc<Served>> {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        served.iter().find(|s| s.volume() == volume).cloned()
+    }
+
+    /// Makes a member of a new volume, from its first record, in the pool at `pool`, and serves
+    /// it. If it is there already, that is as good: a creation that was cut short is finished so.
+    ///
+    /// # Errors
+    /// Another member of that volume is here, the record does not list this one or is not a first
+    /// one, or the disk fails.
+    pub fn make_member(&self, pool: &Path, record: &Record, member: MemberId) -> Result<()> {
+        let volume = record.volume;
+        if let Some(here) = self.member_of(volume) {
+            return match here.member() == member {
+                true => Ok(()),
+                false => Err(ClusterError::OtherMember {
+                    volume,
+                    member: here.member(),
+                }),
+            };
+        }
+        make_first_member(pool, record, member)?;
+        let pool = Pool::open(pool).map_err(ClusterError::store)?;
+        let dir = pool.region_dir(volume, member);
+        let region = Region::load(&RealDisk::read_only(&dir));
+        let made = open(&pool, Found { dir, region }, &self.recorder)?;
+        self.server
+            .add(made.clone())
+            .map_err(ClusterError::Thread)?;
+        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
+        served.push(made);
+        Ok(())
     }
 
     /// Regions that are there and could not be opened.
@@ -80,7 +115,7 @@ impl Host {
 
     /// Waits until every log is moved to the extent files, as far as it is committed.
     pub fn settle(&self) {
-        self.served.iter().for_each(|s| s.settle());
+        self.served().iter().for_each(|s| s.settle());
     }
 
     /// Ends all connections and closes the regions in order.
@@ -90,7 +125,11 @@ impl Host {
     pub fn close(self) -> Result<()> {
         drop(self.server);
         let mut first = Ok(());
-        for region in &self.served {
+        for region in &self
+            .served
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+        {
             let path = PathBuf::from(region.volume().to_string());
             let closed = region.close().map_err(ClusterError::region(&path));
             first = first.and(closed);

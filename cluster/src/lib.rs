@@ -16,6 +16,7 @@ mod create;
 mod embedded;
 mod error;
 mod host;
+mod keys;
 pub mod process;
 pub mod volume_file;
 
@@ -24,4 +25,5 @@ pub use create::create;
 pub use embedded::{Embedded, Options};
 pub use error::{ClusterError, Problem, Result};
 pub use host::Host;
+pub use keys::KeyFiles;
 pub use volume_file::{Place, VolumeFile};

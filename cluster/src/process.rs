@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ClusterError, Result};
+use crate::keys::KeyFiles;
 
 /// What the child says on its standard output, one JSON document a line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,16 +36,26 @@ pub struct Downstairs {
 }
 
 impl Downstairs {
-    /// Starts `binary downstairs run` for these pools and waits until it serves.
+    /// Starts `binary downstairs run` for these pools, with TLS if there are `keys`, and waits
+    /// until it serves.
     ///
     /// # Errors
     /// It does not start; its own message is on standard error.
-    pub fn start(binary: &Path, listen: SocketAddr, pools: &[PathBuf]) -> Result<Downstairs> {
+    pub fn start(
+        binary: &Path,
+        listen: SocketAddr,
+        pools: &[PathBuf],
+        keys: Option<&KeyFiles>,
+    ) -> Result<Downstairs> {
         let mut command = Command::new(binary);
         command.args(["-o", "json", "downstairs", "run", "--end-with-parent"]);
         command.arg("--listen").arg(listen.to_string());
         for pool in pools {
             command.arg("--pool").arg(pool);
+        }
+        if let Some(keys) = keys {
+            command.arg("--key").arg(&keys.key);
+            command.arg("--peers").arg(&keys.peers);
         }
         let what = format!("downstairs run --listen {listen}");
         let failed = |why: String| ClusterError::Process {

@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 pub mod disk;
+pub mod door;
 pub mod error;
 pub mod extent;
 pub mod head;

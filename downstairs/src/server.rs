@@ -4,39 +4,41 @@
 //! no sync runs: what arrives meanwhile waits in the socket and is covered by the next sync, so
 //! that concurrent flushes share one. One thread per region checkpoints.
 //!
+//! Who connects has proved who it is before its first frame is read; [`crate::door`] sees to that.
+//! A connection that begins with a call is handed to the node's own handler and stays with it.
+//!
 //! Renewals of the lease come on connections of their own (`attend`), so that nothing of this can
 //! keep them waiting.
 //!
-//! Bounds: connections ([`MAX_CONNECTIONS`]), time to say hello ([`HELLO`]), time for a peer to
-//! take an answer ([`TAKE`]), one frame per connection beyond the socket's buffer.
+//! Bounds: connections, and time until the first frame ([`crate::door`]), time for a peer to take
+//! an answer ([`TAKE`]), one frame per connection beyond the socket's buffer.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use trivet_protocol::frame::{Frame, Header, Kind};
+use trivet_protocol::frame::{Frame, Header, Kind, Versions};
 use trivet_protocol::io::{FrameReader, FrameWriter, ReadError};
 use trivet_protocol::message::{self, Refusal, Reply, Request};
 use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Recorder, Seq, VolumeId};
+use trivet_transport::call::{self, CallHandler};
+use trivet_transport::{Reader, Security, TransportError, Writer};
 
 mod attend;
 mod health;
 
 use crate::checkpoint::{CheckpointJob, Step};
+use crate::door::{Door, Greeted};
 use crate::pledge::Pledge;
 use crate::replica::{ConnId, Out, Replica, Settling};
 use crate::store::Reopen;
 use health::{Cure, Health};
 
-/// Connections at once, at most.
-pub const MAX_CONNECTIONS: usize = 1024;
-/// A connection must say hello within this time.
-const HELLO: Duration = Duration::from_secs(5);
 /// A peer must take an answer within this time.
 const TAKE: Duration = Duration::from_secs(10);
 /// How long a checkpoint should take: a writer that finds the log full waits for its end.
@@ -73,7 +75,7 @@ pub struct Served {
 }
 
 struct Conn {
-    stream: TcpStream,
+    writer: Writer,
     out: Mutex<FrameWriter>,
 }
 
@@ -331,7 +333,7 @@ impl Served {
         lock(&self.replica).close()
     }
 
-    fn serve(self: &Arc<Self>, id: ConnId, conn: &Arc<Conn>, first: Frame, mut reader: Reader) {
+    fn serve(self: &Arc<Self>, id: ConnId, conn: &Arc<Conn>, first: Frame, mut reader: Frames) {
         let insert = |map: &mut HashMap<_, _>| map.insert(id, conn.clone());
         insert(&mut self.writers.write().unwrap_or_else(PoisonError::into_inner));
         lock(&self.replica).connected(id);
@@ -380,9 +382,7 @@ impl Served {
     }
 
     /// Serves a connection for renewals.
-    fn attend(&self, conn: &Conn, first: &Frame, mut reader: Reader) -> Result<(), String> {
-        let silent = conn.stream.set_read_timeout(Some(attend::SILENT));
-        silent.map_err(|e| e.to_string())?;
+    fn attend(&self, conn: &Conn, first: &Frame, mut reader: Frames) -> Result<(), String> {
         let pledge = self
             .pledge
             .read()
@@ -411,7 +411,7 @@ fn nanos(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-type Reader = FrameReader<TcpStream>;
+type Frames = FrameReader<Reader>;
 
 impl Conn {
     fn send(&self, frame: &Frame) -> bool {
@@ -421,7 +421,7 @@ impl Conn {
 
     fn flush(&self) -> bool {
         let mut out = lock(&self.out);
-        let sent = out.write_with(|parts| (&self.stream).write_vectored(parts));
+        let sent = out.write_with(|parts| self.writer.write(parts));
         if sent.is_err() {
             // It does not take its answers: the reader thread sees the end and cleans up.
             self.close();
@@ -430,23 +430,53 @@ impl Conn {
     }
 
     fn close(&self) {
-        // Closed already is as good.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.writer.shutdown();
     }
+}
+
+/// What [`Server::start`] needs.
+pub struct Listen {
+    /// Where; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// How connections are protected, and who may connect.
+    pub security: Security,
+    /// What this side understands.
+    pub versions: Versions,
+    /// Answers the calls that come to the same port; `None`: they are refused.
+    pub calls: Option<Arc<dyn CallHandler>>,
+    /// Takes figures.
+    pub recorder: Arc<dyn Recorder>,
+}
+
+impl Listen {
+    /// Without TLS, on a loopback address, and without calls.
+    pub fn plain(address: SocketAddr, recorder: Arc<dyn Recorder>) -> Listen {
+        Listen {
+            address,
+            security: Security::Plain,
+            versions: Versions::default(),
+            calls: None,
+            recorder,
+        }
+    }
+}
+
+/// What a connection is for.
+enum Wants {
+    Stream,
+    Renewals,
 }
 
 /// The listening side. Dropping it ends everything, in order.
 pub struct Server {
     inner: Arc<Inner>,
-    address: SocketAddr,
+    door: Door,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
 struct Inner {
     members: RwLock<HashMap<VolumeId, Arc<Served>>>,
-    conns: Mutex<HashMap<ConnId, Arc<Conn>>>,
-    next: AtomicU64,
-    open: AtomicUsize,
+    calls: Option<Arc<dyn CallHandler>>,
     stop: AtomicBool,
 }
 
@@ -454,29 +484,31 @@ impl Server {
     /// Listens.
     ///
     /// # Errors
-    /// The address is taken or not this host's.
-    pub fn start(listen: SocketAddr) -> io::Result<Server> {
-        let listener = TcpListener::bind(listen)?;
-        let address = listener.local_addr()?;
+    /// The address is taken, not this host's, or not fit for connections without TLS.
+    pub fn start(listen: Listen) -> Result<Server, TransportError> {
         let inner = Arc::new(Inner {
             members: RwLock::default(),
-            conns: Mutex::default(),
-            next: AtomicU64::new(1),
-            open: AtomicUsize::new(0),
+            calls: listen.calls,
             stop: AtomicBool::new(false),
         });
-        let accepting = inner.clone();
-        let thread = spawn("accept".into(), move || accepting.accept(&listener))?;
+        let serving = inner.clone();
+        let door = Door::open(
+            listen.address,
+            listen.security,
+            listen.versions,
+            listen.recorder,
+            Box::new(move |greeted| serving.greeted(greeted)),
+        )?;
         Ok(Server {
             inner,
-            address,
-            threads: Mutex::new(vec![thread]),
+            door,
+            threads: Mutex::default(),
         })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.door.address()
     }
 
     /// Serves one more member.
@@ -501,9 +533,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.inner.stop.store(true, Ordering::Release);
-        // Wakes the accepting thread; whether it connects does not matter.
-        let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(200));
-        lock(&self.inner.conns).values().for_each(|c| c.close());
+        self.door.close();
         let members = self
             .inner
             .members
@@ -523,92 +553,75 @@ fn spawn(name: String, f: impl FnOnce() + Send + 'static) -> io::Result<thread::
 }
 
 impl Inner {
-    fn accept(self: &Arc<Self>, listener: &TcpListener) {
-        let mut threads: Vec<thread::JoinHandle<()>> = Vec::new();
-        for stream in listener.incoming() {
-            if self.stop.load(Ordering::Acquire) {
-                break;
-            }
-            threads.retain(|t| !t.is_finished());
-            let Ok(stream) = stream else {
-                // Out of descriptors, most likely: let some connections end first.
-                thread::park_timeout(Duration::from_millis(50));
-                continue;
-            };
-            if self.open.load(Ordering::Acquire) >= MAX_CONNECTIONS {
-                tracing::warn!(limit = MAX_CONNECTIONS, "too many connections; one refused");
-                continue;
-            }
-            self.open.fetch_add(1, Ordering::AcqRel);
-            let inner = self.clone();
-            match spawn("conn".into(), move || {
-                inner.connection(stream);
-                inner.open.fetch_sub(1, Ordering::AcqRel);
-            }) {
-                Ok(thread) => threads.push(thread),
-                Err(e) => {
-                    self.open.fetch_sub(1, Ordering::AcqRel);
-                    tracing::error!(error = %e, "no thread for a connection");
-                }
-            }
+    /// Serves a connection to its end, by what its first frame asks for.
+    fn greeted(&self, greeted: Greeted) -> Result<(), String> {
+        let Greeted {
+            id,
+            first,
+            version,
+            mut reader,
+            writer,
+        } = greeted;
+        let mut out = FrameWriter::default();
+        out.set_version(version);
+        if first.header.kind == Kind::Call {
+            let calls = self.calls.as_deref();
+            let ended = call::serve(calls, first, &mut reader, &writer, out);
+            return ended.map_err(|e| e.to_string());
         }
-        for t in threads {
-            let _ = t.join();
-        }
-    }
-
-    fn connection(self: &Arc<Self>, stream: TcpStream) {
-        let id = ConnId(self.next.fetch_add(1, Ordering::Relaxed));
-        let peer = stream.peer_addr();
-        if let Err(why) = self.handshake(id, stream) {
-            tracing::warn!(?peer, why, "connection refused");
-        }
-        lock(&self.conns).remove(&id);
-    }
-
-    fn handshake(self: &Arc<Self>, id: ConnId, stream: TcpStream) -> Result<(), String> {
-        let text = |e: &dyn std::fmt::Display| e.to_string();
-        stream.set_nodelay(true).map_err(|e| text(&e))?;
-        stream.set_write_timeout(Some(TAKE)).map_err(|e| text(&e))?;
-        stream.set_read_timeout(Some(HELLO)).map_err(|e| text(&e))?;
-        let reading = stream.try_clone().map_err(|e| text(&e))?;
+        writer
+            .set_write_timeout(TAKE)
+            .and_then(|()| reader.get_ref().set_deadline(None))
+            .map_err(|e| e.to_string())?;
         let conn = Arc::new(Conn {
-            stream,
-            out: Mutex::default(),
+            writer,
+            out: Mutex::new(out),
         });
-        lock(&self.conns).insert(id, conn.clone());
-        let mut reader = FrameReader::new(reading);
-        let first = reader.next_frame().map_err(|e| text(&e))?;
-        let (volume, renewals) = match message::decode::<Request>(&first.meta) {
-            _ if first.header.kind != Kind::Request => return Err("it did not say hello".into()),
-            Ok(Request::Hello { volume, .. }) => (volume, None),
-            Ok(Request::Attend { volume, member }) => (volume, Some(member)),
-            _ => return Err("it did not say hello".into()),
+        match self.wanted(&conn, &first) {
+            _ if self.stop.load(Ordering::Acquire) => Ok(()),
+            Ok((served, Wants::Renewals)) => served.attend(&conn, &first, reader),
+            Ok((served, Wants::Stream)) => {
+                served.serve(id, &conn, first, reader);
+                Ok(())
+            }
+            Err(refusal) => {
+                let why = refusal.to_string();
+                let frame = Frame {
+                    header: Header::new(Kind::Reply, Generation::NONE, first.header.seq),
+                    meta: message::encode(&Reply::Refused(refusal)),
+                    data: Vec::new(),
+                };
+                conn.send(&frame);
+                Err(why)
+            }
+        }
+    }
+
+    /// The member that a first frame asks for, and what for.
+    fn wanted(&self, conn: &Conn, first: &Frame) -> Result<(Arc<Served>, Wants), Refusal> {
+        let request = message::decode::<Request>(&first.meta);
+        let (volume, wants, who) = match request {
+            Ok(Request::Hello { volume, .. }) if first.header.kind == Kind::Request => {
+                (volume, Wants::Stream, None)
+            }
+            Ok(Request::Attend { volume, member }) if first.header.kind == Kind::Request => {
+                (volume, Wants::Renewals, member)
+            }
+            _ => return Err(Refusal::BadRequest("it did not say hello".into())),
         };
-        let served = {
-            let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-            members.get(&volume).cloned()
-        };
-        let other = |s: &Arc<Served>| renewals.flatten().is_some_and(|m| m != s.member());
-        let Some(served) = served.filter(|s| !other(s)) else {
+        let peer = conn.writer.peer();
+        if !peer.role.may_use_volumes() {
+            let why =
+                format!("{peer}, may call and nothing else; use a node's or an exporter's key");
+            return Err(Refusal::BadRequest(why));
+        }
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let served = members.get(&volume).cloned();
+        let served = served.filter(|s| who.is_none_or(|m| m == s.member()));
+        let served = served.ok_or_else(|| {
             let why = format!("volume {volume} is not on this node; look at its configuration");
-            let refused = Reply::Refused(Refusal::NotHere(why.clone()));
-            let header = Header::new(Kind::Reply, Generation::NONE, first.header.seq);
-            conn.send(&Frame {
-                header,
-                meta: message::encode(&refused),
-                data: Vec::new(),
-            });
-            return Err(why);
-        };
-        if self.stop.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        if renewals.is_some() {
-            return served.attend(&conn, &first, reader);
-        }
-        conn.stream.set_read_timeout(None).map_err(|e| text(&e))?;
-        served.serve(id, &conn, first, reader);
-        Ok(())
+            Refusal::NotHere(why)
+        })?;
+        Ok((served, wants))
     }
 }

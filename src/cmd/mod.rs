@@ -1,12 +1,21 @@
 //! The commands, one file each. A command is listed here when it works, not before.
 
 mod bench;
+mod cluster;
+mod config;
 mod downstairs;
 mod fsck;
+mod init;
+mod key;
 mod limits;
+mod pool;
 mod region;
+mod role;
+mod serve;
+mod status;
 mod up;
 mod volume;
+mod volume_in_cluster;
 
 use clap::{Parser, Subcommand};
 
@@ -39,8 +48,31 @@ pub enum Command {
     /// One replica's directory, offline: create, import, export, verify, dump
     #[command(subcommand)]
     Region(region::RegionCmd),
+    /// Directories in which a node keeps its members
+    #[command(subcommand)]
+    Pool(pool::PoolCmd),
+    /// Write the configuration of a cluster, and a key for each of its nodes
+    Init(init::InitArgs),
+    /// The cluster's configuration
+    #[command(subcommand)]
+    Config(config::ConfigCmd),
+    /// Run this node's daemon: its replicas, and its part in who is active
+    Serve(serve::ServeArgs),
+    /// Show who is active, since when, and how redundant everything is
+    Status(status::StatusArgs),
+    /// Make a node the active one of a volume
+    Promote(role::PromoteArgs),
+    /// Stop serving a volume, or let another node do it
+    Demote(role::DemoteArgs),
+    /// Take a node out of service: what is active there moves away
+    Drain(role::DrainArgs),
+    /// Take a node back into service
+    Undrain(role::DrainArgs),
     /// Prove that the file system of a volume that is not in use is whole
     Fsck(fsck::FsckArgs),
+    /// Who a node is to the others: its key
+    #[command(subcommand)]
+    Key(key::Key),
     /// Show every fixed limit: name, value, unit, what it bounds
     Limits,
     /// Run everything on this machine: three replicas, the file system, the NFS export
@@ -59,7 +91,17 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(args, output),
         Command::Downstairs(args) => downstairs::run(args, output),
         Command::Region(args) => region::run(args, output),
+        Command::Pool(args) => pool::run(&args, output),
+        Command::Init(args) => init::run(&args, output),
+        Command::Config(args) => config::run(&args, output),
+        Command::Serve(args) => serve::run(args, output),
+        Command::Status(args) => status::run(&args, output),
+        Command::Promote(args) => role::promote(&args, output),
+        Command::Demote(args) => role::demote(&args, output),
+        Command::Drain(args) => role::drain(&args, true, output),
+        Command::Undrain(args) => role::drain(&args, false, output),
         Command::Fsck(args) => fsck::run(&args, output),
+        Command::Key(args) => key::run(args, output),
         Command::Limits => limits::run(output),
         Command::Up(args) => up::run(args, output),
         Command::Volume(args) => volume::run(args, output),

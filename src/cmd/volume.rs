@@ -11,24 +11,32 @@ use crate::error::CliError;
 use crate::output::{self, Format};
 use crate::size::Size;
 
+use super::cluster::ClusterArgs;
+use super::volume_in_cluster;
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Volume {
-    /// Make a volume: one region in each of three pools, and a file that describes it
+    /// Make a volume: on the nodes of the cluster, or, given pools, in three pools of this machine
     Create(CreateArgs),
 }
 
 /// Of what size, and where.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// The file that describes the volume, to be made
-    #[arg(value_name = "FILE")]
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Its name in the configuration; or, with --pool, the file that describes it, to be made
+    #[arg(value_name = "NAME|FILE")]
     file: PathBuf,
     /// Size, such as 100G; regions are thin and take space as they are written
     #[arg(long)]
     size: Size,
-    /// Directory of a pool; give three (they are made where missing)
-    #[arg(long = "pool", value_name = "DIR", required = true)]
+    /// The nodes that shall keep its replicas [default: the first three that can]
+    #[arg(long, value_name = "NODE[:POOL],..", value_delimiter = ',')]
+    nodes: Vec<String>,
+    /// Directory of a pool of this machine; give three (they are made where missing)
+    #[arg(long = "pool", value_name = "DIR", conflicts_with = "nodes")]
     pools: Vec<PathBuf>,
 }
 
@@ -52,6 +60,10 @@ struct Member {
 /// What to tell the person who asked.
 pub fn run(args: Volume, format: Format) -> Result<(), CliError> {
     let Volume::Create(args) = args;
+    if args.pools.is_empty() {
+        let name = args.file.to_string_lossy();
+        return volume_in_cluster::create(&args.cluster, &name, args.size, &args.nodes, format);
+    }
     if args.pools.len() != 3 {
         let given = args.pools.len();
         return Err(CliError::usage(format_args!("{given} pools were given"))

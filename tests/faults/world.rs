@@ -14,6 +14,7 @@ use trivet_downstairs::member::MemberState;
 use trivet_downstairs::pool::Pool;
 use trivet_downstairs::{Region, Store};
 use trivet_faultfs::{Control, Mounted, skipped};
+use trivet_protocol::frame::Versions;
 use trivet_protocol::{
     BLOCK_BYTES, MemberId, MemberInfo, MemberKind, Millis, NullRecorder, Position, Record,
     RecordVersion, VolumeId,
@@ -21,6 +22,7 @@ use trivet_protocol::{
 use trivet_replica::driver::{ReplicatedVolume, Start};
 use trivet_replica::upstairs::{ActivateOptions, Config, Limits, Notice};
 use trivet_replica::{Volume, VolumeError};
+use trivet_transport::Security;
 
 use super::common::History;
 
@@ -182,7 +184,8 @@ impl World {
     pub fn start(&mut self, i: usize) {
         let binary = Path::new(env!("CARGO_BIN_EXE_trivet"));
         let node = &mut self.nodes[i];
-        let started = Downstairs::start(binary, node.address, std::slice::from_ref(&node.pool));
+        let started =
+            Downstairs::start(binary, node.address, std::slice::from_ref(&node.pool), None);
         let process = started.unwrap();
         node.address = process.address();
         node.process = Some(process);
@@ -233,6 +236,8 @@ impl World {
         let (volume, notices) = ReplicatedVolume::start(Start {
             config,
             addresses: self.nodes.iter().map(|n| n.address).collect(),
+            security: Security::Plain,
+            versions: Versions::default(),
             local: None,
             recorder: Arc::new(NullRecorder),
         })

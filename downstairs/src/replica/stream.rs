@@ -145,6 +145,7 @@ impl Replica {
         // While not even what is in the log finds its place, nothing more is to come.
         c.in_place
             .set(!self.full && free.is_some_and(|s| !s.copies_on_write));
+        self.cramped.set(free.is_some_and(|s| s.free < CRAMPED));
         granted
     }
 
@@ -155,7 +156,10 @@ impl Replica {
 
     /// Whether a checkpoint is due.
     pub fn wants_checkpoint(&self) -> bool {
-        let due = self.store().is_some_and(Store::wants_checkpoint);
+        let cramped = self.cramped.get() && self.now.since(self.relieved) >= RELIEVE_EVERY;
+        let due = self
+            .store()
+            .is_some_and(|s| s.wants_checkpoint() || (cramped && s.checkpoint_would_help()));
         let preparing = self.preparing.as_ref().is_some_and(|p| p.marked);
         let waiting = || self.conns.values().any(|c| !c.parked.is_empty());
         !self.checkpointing && (due || preparing || waiting())
@@ -219,6 +223,7 @@ impl Replica {
         };
         let job = store.begin_checkpoint().ok().flatten()?;
         self.checkpointing = true;
+        self.relieved = self.now;
         Some(job)
     }
 

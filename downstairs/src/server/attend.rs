@@ -4,11 +4,9 @@
 //! is held over a disk, and for no socket that carries data: as long as this process gets a
 //! processor at all, a lease is renewed, however the disk behind the member is doing.
 //!
-//! Bounds: one frame at a time; the holder takes its answer within the server's usual time; a
-//! connection on which nothing is asked for [`SILENT`] ends.
+//! Bounds: one frame at a time; the holder takes its answer within the server's usual time.
 
 use std::io::Read;
-use std::time::Duration;
 
 use bytes::Bytes;
 use trivet_protocol::Generation;
@@ -18,9 +16,6 @@ use trivet_protocol::message::{self, Reply, Request};
 
 use super::boot_time;
 use crate::pledge::Pledge;
-
-/// A connection without a question for this long is of somebody who is gone: the longest lease.
-pub(super) const SILENT: Duration = Duration::from_secs(60);
 
 /// Answers renewals until the connection ends. `asked` hears of each one that was granted; `send`
 /// sends a frame and says whether that worked.

@@ -14,6 +14,10 @@ pub const MAX_READ_BLOCKS: u32 = 256;
 pub const MAX_FRAME_META: usize = 1 << 20;
 /// Bytes of a frame's data part, at most.
 pub const MAX_FRAME_DATA: usize = MAX_BATCH_BLOCKS * BLOCK_BYTES;
+/// Bytes of a call's request, at most.
+pub const MAX_CALL: usize = MAX_FRAME_META;
+/// Bytes of a call's answer, at most; it travels in several frames.
+pub const MAX_ANSWER: usize = 4 << 20;
 /// Members of a volume, at most (three data replicas, one being added, witnesses).
 pub const MAX_MEMBERS: usize = 9;
 /// Data replicas in the in-sync set, at most (design section 6).

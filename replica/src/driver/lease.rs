@@ -9,21 +9,20 @@
 //! Bounds: one frame at a time; a socket that cannot take one at once is given up.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use trivet_protocol::frame::{Frame, Header, Kind};
+use trivet_protocol::frame::{Frame, Header, Kind, Versions};
 use trivet_protocol::io::{FrameReader, FrameWriter};
 use trivet_protocol::message::{self, Reply, Request};
 use trivet_protocol::{Generation, MemberId, VolumeId};
+use trivet_transport::{Connection, TransportError, Writer};
 
-use super::link::connect;
-
+/// A member answers the first question within this time.
+const ANSWER: Duration = Duration::from_millis(500);
 /// Between two attempts to connect, while the link stands.
 const RETRY: Duration = Duration::from_millis(500);
 /// Between two looks at whether the member on the link has answered yet.
@@ -32,11 +31,17 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Where renewals to one member leave.
 #[derive(Default)]
 pub(super) struct LeaseDoor {
-    socket: Mutex<Option<TcpStream>>,
+    socket: Mutex<Option<Open>>,
+}
+
+/// A connection that stands, and the version spoken on it.
+struct Open {
+    writer: Writer,
+    version: u16,
 }
 
 impl LeaseDoor {
-    fn lock(&self) -> MutexGuard<'_, Option<TcpStream>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
         // A socket or none: whole at any moment.
         self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -44,27 +49,26 @@ impl LeaseDoor {
     /// Sends a renewal, without waiting. False if it has to go with the stream.
     pub(super) fn send(&self, frame: &Frame) -> bool {
         let mut door = self.lock();
-        let Some(socket) = door.as_ref() else {
+        let Some(open) = door.as_ref() else {
             return false;
         };
         let mut out = FrameWriter::default();
+        out.set_version(open.version);
         out.push(frame, None);
-        let sent = out.write_with(|parts| {
-            let mut control = SendAncillaryBuffer::default();
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            Ok(sendmsg(socket, parts, &mut control, flags)?)
-        });
+        let sent = out
+            .write_with(|parts| open.writer.try_write(parts))
+            .and_then(|()| open.writer.try_flush());
         if sent.is_err() {
             // The thread that reads from it finds its end.
-            let _ = socket.shutdown(Shutdown::Both);
+            open.writer.shutdown();
             *door = None;
         }
         sent.is_ok()
     }
 
     fn close(&self) {
-        if let Some(socket) = self.lock().take() {
-            let _ = socket.shutdown(Shutdown::Both);
+        if let Some(open) = self.lock().take() {
+            open.writer.shutdown();
         }
     }
 }
@@ -72,7 +76,9 @@ impl LeaseDoor {
 /// Keeps the connection up for as long as the link's own stands.
 pub(super) struct Attendant<'a> {
     pub door: &'a LeaseDoor,
-    pub address: SocketAddr,
+    /// Connects to where the link leads.
+    pub connect: &'a (dyn Fn() -> Result<Connection, TransportError> + Sync),
+    pub versions: Versions,
     pub volume: VolumeId,
     /// The link's own connection has ended.
     pub ended: &'a AtomicBool,
@@ -84,8 +90,8 @@ impl Attendant<'_> {
         let mut door = self.door.lock();
         // Under the lock: no socket is put there once this is set.
         self.ended.store(true, Ordering::Release);
-        if let Some(socket) = door.take() {
-            let _ = socket.shutdown(Shutdown::Both);
+        if let Some(open) = door.take() {
+            open.writer.shutdown();
         }
         thread.unpark();
     }
@@ -99,7 +105,7 @@ impl Attendant<'_> {
                 continue;
             };
             if let Err(e) = self.attend(expected, &answer) {
-                tracing::debug!(address = %self.address, error = %e, "connection for renewals");
+                tracing::debug!(member = %expected, error = %e, "connection for renewals");
             }
             self.door.close();
             if !self.ended.load(Ordering::Acquire) {
@@ -109,33 +115,36 @@ impl Attendant<'_> {
     }
 
     fn attend(&self, member: MemberId, answer: &impl Fn(Frame)) -> io::Result<()> {
-        let socket = connect(self.address)?;
+        let (reader, writer) = (self.connect)().map_err(io::Error::other)?.split();
         let hello = Request::Attend {
             volume: self.volume,
             member: Some(member),
         };
-        let mut out = FrameWriter::default();
         let frame = Frame {
             header: Header::new(Kind::Request, Generation::NONE, 0),
             meta: message::encode(&hello),
             data: Vec::<Bytes>::new(),
         };
+        let mut out = FrameWriter::opening(self.versions);
         out.push(&frame, None);
-        out.write_with(|parts| io::Write::write_vectored(&mut &socket, parts))?;
-        let mut reader = FrameReader::new(socket.try_clone()?);
-        socket.set_read_timeout(Some(super::link::CONNECT))?;
+        out.write_with(|parts| writer.write(parts))?;
+        let mut reader = FrameReader::with_versions(reader, self.versions);
+        reader
+            .get_ref()
+            .set_deadline(Some(Instant::now() + ANSWER))?;
         let first = reader.next_frame().map_err(io::Error::other)?;
         let welcome = message::decode::<Reply>(&first.meta).map_err(io::Error::other)?;
         if welcome != Reply::Done {
             return Err(io::Error::other("the member takes none"));
         }
-        socket.set_read_timeout(None)?;
+        reader.get_ref().set_deadline(None)?;
+        let version = reader.version();
         {
             let mut door = self.door.lock();
             if self.ended.load(Ordering::Acquire) {
                 return Ok(());
             }
-            *door = Some(socket);
+            *door = Some(Open { writer, version });
         }
         loop {
             answer(reader.next_frame().map_err(io::Error::other)?);

@@ -11,21 +11,18 @@
 //! Bounded by what the upstairs retains: queued frames share its memory.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use trivet_protocol::frame::Kind;
+use trivet_protocol::frame::{Kind, Versions};
 use trivet_protocol::io::FrameWriter;
+use trivet_transport::Writer as Socket;
 
 use super::lease::LeaseDoor;
 use crate::upstairs::OutFrame;
 
-/// A connection attempt is given up after this long.
-pub(super) const CONNECT: Duration = Duration::from_millis(500);
-/// A peer that acknowledges nothing for this long is gone.
-const USER_TIMEOUT: Duration = Duration::from_secs(4);
+/// The writer thread looks again after this long, whatever the socket says.
+const WAIT: Duration = Duration::from_millis(100);
 
 /// Bytes of entries that wait for a frame that is urgent, at most.
 const CORK: usize = 64 * 1024;
@@ -54,7 +51,7 @@ struct Queue {
 #[derive(Default)]
 struct Writer {
     out: FrameWriter,
-    socket: Option<TcpStream>,
+    socket: Option<Socket>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,29 +59,22 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Connects, with the options that both ends use.
-///
-/// # Errors
-/// The connection cannot be made in time.
-pub fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&addr, CONNECT)?;
-    let socket = socket2::SockRef::from(&stream);
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    Ok(stream)
-}
-
 impl Link {
     /// A connection stands; frames queued from now on go there.
-    pub fn open(&self, socket: TcpStream) {
+    pub fn open(&self, socket: Socket, versions: Versions) {
         let mut writer = lock(&self.writer);
-        writer.out = FrameWriter::default();
+        writer.out = FrameWriter::opening(versions);
         writer.socket = Some(socket);
         let mut queue = lock(&self.queue);
         queue.frames.clear();
         queue.bytes = 0;
         queue.open = true;
         queue.blocked = false;
+    }
+
+    /// The member answered in this version: so does everything from now on.
+    pub fn speak(&self, version: u16) {
+        lock(&self.writer).out.set_version(version);
     }
 
     /// The connection is to end; what is queued is dropped.
@@ -98,7 +88,7 @@ impl Link {
         let mut writer = lock(&self.writer);
         if let Some(socket) = writer.socket.take() {
             // The reader thread, which waits on the same socket, wakes up with an end of file.
-            let _ = socket.shutdown(Shutdown::Both);
+            socket.shutdown();
         }
         writer.out = FrameWriter::default();
         self.stuck.notify_all();
@@ -130,7 +120,7 @@ impl Link {
                 return;
             };
             self.take_queued(&mut writer);
-            if let Err(e) = writer.send(SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            if let Err(e) = writer.send() {
                 if e.kind() == io::ErrorKind::WouldBlock {
                     lock(&self.queue).blocked = true;
                     self.stuck.notify_all();
@@ -172,20 +162,19 @@ impl Link {
         let mut writer = lock(&self.writer);
         loop {
             self.take_queued(&mut writer);
-            if writer.out.is_empty() {
+            if writer.is_empty() {
                 lock(&self.queue).blocked = false;
                 break;
             }
-            match writer.send(SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            match writer.send() {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     // Wait without the lock, so that close() can get in.
-                    let Some(socket) = writer.socket.as_ref().and_then(|s| s.try_clone().ok())
-                    else {
+                    let Some(socket) = writer.socket.clone() else {
                         break;
                     };
                     drop(writer);
-                    wait_writable(&socket);
+                    socket.wait_writable(WAIT);
                     writer = lock(&self.writer);
                 }
                 Err(_) => {
@@ -200,34 +189,24 @@ impl Link {
     }
 }
 
-fn wait_writable(socket: &TcpStream) {
-    let mut fds = [rustix::event::PollFd::new(
-        socket,
-        rustix::event::PollFlags::OUT,
-    )];
-    let timeout = rustix::event::Timespec {
-        tv_sec: 0,
-        tv_nsec: 100_000_000,
-    };
-    // Whatever it says, the next send tells how things stand.
-    let _ = rustix::event::poll(&mut fds, Some(&timeout));
-}
-
 impl Writer {
-    fn send(&mut self, flags: SendFlags) -> io::Result<()> {
+    /// Nothing is queued here, nor under way in the connection.
+    fn is_empty(&self) -> bool {
+        self.out.is_empty() && self.socket.as_ref().is_none_or(|s| !s.has_pending())
+    }
+
+    fn send(&mut self) -> io::Result<()> {
         let Some(socket) = &self.socket else {
             self.out = FrameWriter::default();
             return Ok(());
         };
-        self.out.write_with(|parts| {
-            let mut control = SendAncillaryBuffer::default();
-            Ok(sendmsg(socket, parts, &mut control, flags)?)
-        })
+        self.out.write_with(|parts| socket.try_write(parts))?;
+        socket.try_flush()
     }
 
     fn fail(&mut self) {
         if let Some(socket) = &self.socket {
-            let _ = socket.shutdown(Shutdown::Both);
+            socket.shutdown();
         }
         self.out = FrameWriter::default();
     }

@@ -13,15 +13,17 @@ mod lease;
 mod link;
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use trivet_protocol::frame::Versions;
 use trivet_protocol::io::FrameReader;
 use trivet_protocol::{Block, Checksum, Generation, Now, Recorder, Seq, VolumeId};
+use trivet_transport::{Connection, Expect, Security, TransportError};
 
 use crate::upstairs::{
     ActivateError, ActivateOptions, Config, Effect, LinkId, Notice, Prepared, Status, Submitted,
@@ -36,6 +38,10 @@ use link::Link;
 
 /// How often time passes for the state machine.
 const TICK: Duration = Duration::from_millis(5);
+/// A host that does not answer is given up after this long.
+const CONNECT: Duration = Duration::from_millis(500);
+/// One that does has this long to prove who it is; a busy machine may take a while.
+const HANDSHAKE: Duration = Duration::from_secs(2);
 /// Between two attempts to connect.
 const RECONNECT: Duration = Duration::from_millis(100);
 
@@ -86,9 +92,14 @@ struct Inner {
     volume: VolumeId,
     /// Size in blocks, for checks without the lock; follows the record.
     blocks: AtomicU64,
+    /// Until when answers may leave (CLOCK_BOOTTIME, ns); 0 while not active. Read without the
+    /// lock; every event that could change it ends in [`Inner::collect`].
+    held_until: AtomicU64,
     state: Mutex<State>,
     room: Condvar,
     links: Vec<Link>,
+    security: Security,
+    versions: Versions,
     local: Option<Arc<dyn LocalReplica>>,
     recorder: Arc<dyn Recorder>,
     notices: Mutex<mpsc::Sender<Notice>>,
@@ -129,6 +140,11 @@ pub struct Start {
     pub config: Config,
     /// Where each link leads, in the order of `config.links`.
     pub addresses: Vec<SocketAddr>,
+    /// How connections are protected; under TLS each link must lead to the node that it is
+    /// called after.
+    pub security: Security,
+    /// What this side understands.
+    pub versions: Versions,
     /// The replica that `config.local` leads to, if it lives in this process.
     pub local: Option<Arc<dyn LocalReplica>>,
     /// Takes figures.
@@ -144,6 +160,7 @@ impl ReplicatedVolume {
         let (notices, receiver) = mpsc::channel();
         let volume = start.config.volume;
         let links = start.addresses.iter().map(|_| Link::default()).collect();
+        let nodes = start.config.links.clone();
         let upstairs = Upstairs::new(start.config);
         let state = State {
             upstairs,
@@ -153,9 +170,12 @@ impl ReplicatedVolume {
         let inner = Arc::new(Inner {
             volume,
             blocks: AtomicU64::new(0),
+            held_until: AtomicU64::new(0),
             state: Mutex::new(state),
             room: Condvar::new(),
             links,
+            security: start.security,
+            versions: start.versions,
             local: start.local,
             recorder: start.recorder,
             notices: Mutex::new(notices),
@@ -163,10 +183,10 @@ impl ReplicatedVolume {
             stop: AtomicBool::new(false),
         });
         let mut threads = Vec::new();
-        for (i, addr) in start.addresses.into_iter().enumerate() {
+        for (i, (addr, node)) in start.addresses.into_iter().zip(nodes).enumerate() {
             let (link, reader, writer) = (LinkId::from_index(i), inner.clone(), inner.clone());
             threads.push(spawn(format!("link-{i}"), move || {
-                reader.run_link(link, addr)
+                reader.run_link(link, addr, &Expect::Node(node))
             })?);
             threads.push(spawn(format!("link-{i}-out"), move || {
                 writer.links[i].run_writer(|| writer.stopped());
@@ -301,6 +321,13 @@ impl Inner {
         } = state;
         let blocks = upstairs.record().map_or(0, |r| r.blocks);
         self.blocks.store(blocks, Ordering::Release);
+        let until = match upstairs.is_active() {
+            true => upstairs.lease_until().map_or(0, |t| t.0),
+            false => 0,
+        };
+        // Before the lock is let go and anything performed: who learns that the volume is ours
+        // finds it so, and nobody finds it ours after we learnt that it is not.
+        self.held_until.store(until, Ordering::Release);
         for effect in upstairs.effects() {
             match effect {
                 Effect::Send(link, frame) => {
@@ -406,57 +433,95 @@ impl Inner {
         }
     }
 
-    fn run_link(&self, link: LinkId, addr: SocketAddr) {
+    fn run_link(&self, link: LinkId, addr: SocketAddr, expect: &Expect) {
+        let mut told = None;
         while !self.stopped() {
-            if let Ok(socket) = link::connect(addr) {
-                let ended = AtomicBool::new(false);
-                let attendant = Attendant {
-                    door: &self.links[link.index()].lease,
-                    address: addr,
-                    volume: self.volume,
-                    ended: &ended,
-                };
-                thread::scope(|scope| {
-                    let name = thread::Builder::new().name(format!("lease-{}", link.0));
-                    let renewals = name.spawn_scoped(scope, || self.attend(link, &attendant));
-                    self.serve_link(link, socket);
-                    // Without that thread renewals went with the stream.
-                    if let Ok(thread) = renewals {
-                        attendant.end(thread.thread());
-                        // A panic was reported by the panic itself.
-                        let _ = thread.join();
-                    }
-                });
+            let connected = self
+                .security
+                .connect_within(addr, expect, CONNECT, HANDSHAKE);
+            let trouble = match connected {
+                Ok(connection) => self.serve_with_lease(link, connection, addr, expect),
+                // It is down, and comes back by itself; the volume's status says so.
+                Err(TransportError::Connect { .. }) => None,
+                Err(e) => Some(e.to_string()),
+            };
+            // This stays until somebody does something: told once, not ten times a second.
+            if let Some(why) = trouble.filter(|why| told.as_ref() != Some(why)) {
+                tracing::warn!(volume = %self.volume, to = %addr, why, "no connection");
+                told = Some(why);
             }
             thread::park_timeout(RECONNECT);
         }
     }
 
-    /// The connection for renewals beside a link's own.
+    /// A link's connection, with the one for renewals beside it.
+    fn serve_with_lease(
+        &self,
+        link: LinkId,
+        connection: Connection,
+        addr: SocketAddr,
+        expect: &Expect,
+    ) -> Option<String> {
+        let ended = AtomicBool::new(false);
+        let connect = || {
+            let security = &self.security;
+            security.connect_within(addr, expect, CONNECT, HANDSHAKE)
+        };
+        let attendant = Attendant {
+            door: &self.links[link.index()].lease,
+            connect: &connect,
+            versions: self.versions,
+            volume: self.volume,
+            ended: &ended,
+        };
+        thread::scope(|scope| {
+            let name = thread::Builder::new().name(format!("lease-{}", link.0));
+            let renewals = name.spawn_scoped(scope, || self.attend(link, &attendant));
+            let refused = self.serve_link(link, connection);
+            // Without that thread renewals went with the stream.
+            if let Ok(thread) = renewals {
+                attendant.end(thread.thread());
+                // A panic was reported by the panic itself.
+                let _ = thread.join();
+            }
+            refused
+        })
+    }
+
     fn attend(&self, link: LinkId, attendant: &Attendant<'_>) {
         let member = || self.lock().upstairs.member_at(link);
         let answer = |frame| self.with_lease(|u, now| u.frame(now, link, frame));
         attendant.run(member, answer);
     }
 
-    fn serve_link(&self, link: LinkId, socket: TcpStream) {
-        let Ok(reading) = socket.try_clone() else {
-            return;
-        };
-        self.links[link.index()].open(socket);
+    /// To the end of the connection; returns why the member will have none.
+    fn serve_link(&self, link: LinkId, connection: Connection) -> Option<String> {
+        let (reader, writer) = connection.split();
+        self.links[link.index()].open(writer, self.versions);
         self.with(|u, now| u.link_up(now, link));
-        let mut reader = FrameReader::new(reading);
+        let mut reader = FrameReader::with_versions(reader, self.versions);
+        let mut agreed = 0;
+        let mut refused = None;
         while !self.stopped() {
             match reader.next_frame() {
-                Ok(frame) => self.with(|u, now| u.frame(now, link, frame)),
+                Ok(frame) => {
+                    // The first answer settles it; the rest only repeat it.
+                    if agreed == 0 {
+                        agreed = reader.version();
+                        self.links[link.index()].speak(agreed);
+                    }
+                    self.with(|u, now| u.frame(now, link, frame));
+                }
                 Err(e) => {
                     tracing::debug!(link = link.0, error = %e, "connection to a member ended");
+                    refused = e.is_refusal().then(|| e.to_string());
                     break;
                 }
             }
         }
         self.links[link.index()].close();
         self.with(|u, now| u.link_down(now, link));
+        refused
     }
 
     /// Reads from the replica in this process, on the caller's thread: no hand-over, no socket.
@@ -505,6 +570,10 @@ impl Volume for ReplicatedVolume {
             free_bytes: free,
             pool_bytes: size,
         }
+    }
+
+    fn holds(&self) -> bool {
+        boot_time().0 < self.inner.held_until.load(Ordering::Acquire)
     }
 
     fn read(&self, block: Block, out: &mut [u8]) -> Result<(), VolumeError> {

@@ -73,6 +73,8 @@ pub struct Peer {
     pub credit: u64,
     /// Its pool overwrites in place: that takes no new space.
     pub in_place: bool,
+    /// As `credit`, but what it said last: less when others use up its pool. When that was.
+    pub room: (u64, Now),
     /// Its data cannot be counted; why.
     pub unusable: Option<&'static str>,
     /// Its data is of several moments: between the begin and the end of a resync.
@@ -110,6 +112,7 @@ impl Peer {
             sent_bytes: 0,
             credit: 0,
             in_place: false,
+            room: (0, Now::default()),
             unusable: None,
             mixed: false,
             fenced: None,
@@ -145,6 +148,7 @@ impl Peer {
         self.commit_told = Seq::ZERO;
         self.sent_bytes = 0;
         self.credit = 0;
+        self.room = (0, Now::default());
         self.closing = false;
         self.slow = false;
     }

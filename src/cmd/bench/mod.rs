@@ -34,6 +34,9 @@ pub struct VolumeArgs {
     /// removed at the end
     #[arg(long, value_name = "DIR", group = "subject")]
     replicas: Option<PathBuf>,
+    /// TLS between the replica processes and the volume
+    #[arg(long, requires = "replicas")]
+    tls: bool,
     /// Three replicas in this process, likewise
     #[arg(long, value_name = "DIR", group = "subject")]
     embedded: Option<PathBuf>,
@@ -120,7 +123,8 @@ pub fn run(args: Bench, format: Format) -> Result<(), CliError> {
     } else if let Some(path) = &args.replicas {
         let dir = Scratch::claim(path)?;
         let blocks = suite.blocks();
-        let subject = Processes::start(&dir.path, blocks).map_err(|e| cluster_failed(&e))?;
+        let subject = Processes::start(&dir.path, blocks, args.tls);
+        let subject = subject.map_err(|e| cluster_failed(&e))?;
         let report = measure(&suite, &subject, &dir.path, &stop);
         subject.close().map_err(|e| cluster_failed(&e))?;
         report?

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use trivet_bench::{BenchError, Subject, meter};
 use trivet_cluster::process::Downstairs;
 use trivet_cluster::volume_file::{self, VolumeFile};
-use trivet_cluster::{Attach, ClusterError, Embedded, Options, Reach, attach, create};
+use trivet_cluster::{Attach, ClusterError, Embedded, KeyFiles, Options, Reach, attach, create};
 use trivet_protocol::{BLOCK_BYTES, NullRecorder};
 use trivet_replica::Volume;
 use trivet_replica::driver::ReplicatedVolume;
 use trivet_replica::upstairs::Limits;
+use trivet_transport::{Role, Security};
 
 /// A replica that lags is waited for at most this long before disk bytes are counted.
 const QUIET: Duration = Duration::from_secs(10);
@@ -55,6 +56,7 @@ fn sync(dir: &Path) -> Result<(), BenchError> {
 pub struct Processes {
     dir: PathBuf,
     volume: Arc<ReplicatedVolume>,
+    tls: bool,
     replicas: Mutex<Vec<Downstairs>>,
 }
 
@@ -63,7 +65,7 @@ impl Processes {
     ///
     /// # Errors
     /// A process does not start, or the volume cannot be activated.
-    pub fn start(dir: &Path, blocks: u64) -> Result<Processes, ClusterError> {
+    pub fn start(dir: &Path, blocks: u64, tls: bool) -> Result<Processes, ClusterError> {
         let file = dir.join(volume_file::FILE);
         let pools = ["a", "b", "c"].map(|n| (n.to_owned(), PathBuf::from(n)));
         let volume = VolumeFile::new(blocks * BLOCK_BYTES as u64, pools)?;
@@ -74,8 +76,18 @@ impl Processes {
         })?;
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (mut replicas, mut hosts) = (Vec::new(), Vec::new());
-        for place in &volume.member {
-            let replica = Downstairs::start(&binary, any, &[VolumeFile::pool(place, &file)])?;
+        let who = [("a", Role::Node), ("b", Role::Node), ("c", Role::Node)];
+        let keys = match tls {
+            true => KeyFiles::make(dir, &[&who[..], &[("bench", Role::Exporter)]].concat())?,
+            false => Vec::new(),
+        };
+        let security = match keys.last() {
+            Some(own) => own.security()?,
+            None => Security::Plain,
+        };
+        for (i, place) in volume.member.iter().enumerate() {
+            let pools = [VolumeFile::pool(place, &file)];
+            let replica = Downstairs::start(&binary, any, &pools, keys.get(i))?;
             hosts.push(Reach {
                 node: place.node.clone(),
                 address: replica.address(),
@@ -86,14 +98,18 @@ impl Processes {
             volume: volume.volume,
             node: "bench".into(),
             hosts,
+            security,
             local: None,
             recorder: Arc::new(NullRecorder),
             limits: Limits::default(),
             patience: Duration::from_secs(10),
+            wait_for_lease: true,
+            accept_data_loss: false,
         })?;
         Ok(Processes {
             dir: dir.to_path_buf(),
             volume,
+            tls,
             replicas: Mutex::new(replicas),
         })
     }
@@ -118,7 +134,8 @@ impl Processes {
 
 impl Subject for Processes {
     fn describe(&self) -> String {
-        "three replica processes on loopback, the upstairs in a fourth".into()
+        let tls = if self.tls { ", TLS between them" } else { "" };
+        format!("three replica processes on loopback, the upstairs in a fourth{tls}")
     }
 
     fn volume(&self) -> &dyn Volume {

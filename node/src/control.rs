@@ -1,0 +1,194 @@
+//! The commands that arrive at a node, and who may give them.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use trivet_protocol::{Generation, VolumeId};
+use trivet_transport::call::CallHandler;
+use trivet_transport::{Peer, Role as PeerRole};
+
+use crate::error::{NodeError, Result};
+use crate::messages::{Answer, Ask, Demote, MakeMember, Promote, Standing, Want};
+use crate::node::Node;
+
+/// A move to another node takes at most this long.
+const MOVE: Duration = Duration::from_secs(20);
+
+/// Answers calls for a node.
+pub struct Control(Weak<Node>);
+
+impl Control {
+    /// For this node, for as long as it lives.
+    pub fn new(node: &Arc<Node>) -> Control {
+        Control(Arc::downgrade(node))
+    }
+}
+
+impl CallHandler for Control {
+    fn call(&self, peer: &Peer, request: Bytes) -> Bytes {
+        let answer = match serde_json::from_slice::<Ask>(&request) {
+            Ok(ask) => self.answer(peer, ask),
+            Err(e) => Answer::Refused(format!("this version does not know that command: {e}")),
+        };
+        // These are plain data; an empty answer is an error to whoever asked.
+        serde_json::to_vec(&answer)
+            .map(Bytes::from)
+            .unwrap_or_default()
+    }
+}
+
+impl Control {
+    fn answer(&self, peer: &Peer, ask: Ask) -> Answer {
+        let Some(node) = self.0.upgrade() else {
+            return Answer::Refused("the node stops".into());
+        };
+        let asks_only = matches!(ask, Ask::Report | Ask::Cluster);
+        if !asks_only {
+            tracing::info!(from = peer.name, command = ?ask, "command");
+        }
+        if peer.role == PeerRole::Exporter && matches!(ask, Ask::MakeMember(_)) {
+            return Answer::Refused("an exporter keeps no members and makes none".into());
+        }
+        let done = match ask {
+            Ask::Report => Ok(Answer::Report(Box::new(node.report()))),
+            Ask::Cluster => Ok(Answer::Cluster(node.cluster())),
+            Ask::Promote(p) => promote(&node, p),
+            Ask::Demote(d) => demote(&node, &d),
+            Ask::GiveUp { volume } => give_up(&node, &volume),
+            Ask::HandBack { volume, generation } => hand_back(&node, volume, generation),
+            Ask::MakeMember(m) => make_member(&node, &m),
+            Ask::Drain {
+                node: whom,
+                drained,
+            } => drain(&node, &whom, drained),
+        };
+        done.unwrap_or_else(|e| Answer::Refused(e.to_string()))
+    }
+}
+
+fn promote(node: &Arc<Node>, p: Promote) -> Result<Answer> {
+    if p.node != node.name() {
+        let patience = Duration::from_millis(p.timeout_ms) + MOVE;
+        let whom = p.node.clone();
+        return node.ask(&whom, &Ask::Promote(p), patience);
+    }
+    let role = node.role(&p.volume)?;
+    role.promote(p).map(Answer::Promoted)
+}
+
+fn give_up(node: &Arc<Node>, volume: &str) -> Result<Answer> {
+    let clients = node.role(volume)?.give_up()?;
+    Ok(Answer::Demoted { clients })
+}
+
+fn demote(node: &Arc<Node>, d: &Demote) -> Result<Answer> {
+    let role = node.role(&d.volume)?;
+    if d.elsewhere {
+        return move_elsewhere(node, &d.volume);
+    }
+    // First, or an agent would take it up again.
+    node.set_wish(role.id(), Want::Stopped);
+    if role.report().0.standing == Standing::Active {
+        return give_up(node, &d.volume);
+    }
+    match node.holder(role.id()) {
+        Some(holder) => {
+            let volume = d.volume.clone();
+            node.ask(&holder, &Ask::GiveUp { volume }, MOVE)
+        }
+        None => Err(NodeError::Refused {
+            volume: d.volume.clone(),
+            why: "it is active nowhere that this node can see".into(),
+        }),
+    }
+}
+
+/// Moves a volume from here to the best other node.
+fn move_elsewhere(node: &Arc<Node>, volume: &str) -> Result<Answer> {
+    let role = node.role(volume)?;
+    let here = role.report().0.standing == Standing::Active;
+    let holder = match here {
+        true => Some(node.name().to_owned()),
+        false => node.holder(role.id()),
+    };
+    let candidates = node.candidates(role.id());
+    let best = candidates.iter().find(|c| {
+        c.standing == Standing::Standby && !c.drained && Some(&c.node) != holder.as_ref()
+    });
+    let Some(best) = best else {
+        return Err(NodeError::Refused {
+            volume: volume.to_owned(),
+            why: "no other node can take it".into(),
+        });
+    };
+    let p = Promote {
+        volume: volume.to_owned(),
+        node: best.node.clone(),
+        take: true,
+        wait: true,
+        timeout_ms: MOVE.as_millis() as u64,
+        accept_data_loss: false,
+    };
+    promote(node, p)
+}
+
+fn drain(node: &Arc<Node>, whom: &str, drained: bool) -> Result<Answer> {
+    if whom != node.name() {
+        let ask = Ask::Drain {
+            node: whom.to_owned(),
+            drained,
+        };
+        return node.ask(whom, &ask, MOVE * 2);
+    }
+    node.set_drained(drained)?;
+    if !drained {
+        return Ok(Answer::Done);
+    }
+    for volume in &node.config().volumes {
+        let role = node.role(&volume.name)?;
+        if role.report().0.standing == Standing::Active {
+            match move_elsewhere(node, &volume.name)? {
+                Answer::Refused(why) => return Ok(Answer::Refused(why)),
+                _ => continue,
+            }
+        }
+    }
+    Ok(Answer::Done)
+}
+
+fn hand_back(node: &Arc<Node>, volume: VolumeId, generation: Generation) -> Result<Answer> {
+    let refused = |why: String| NodeError::Refused {
+        volume: volume.to_string(),
+        why,
+    };
+    let served = node.host().and_then(|h| h.member_of(volume));
+    let served = served.ok_or_else(|| refused("this node keeps no member of it".into()))?;
+    served
+        .with(|r| r.hand_back(generation))
+        .map_err(|e| refused(e.to_string()))?;
+    Ok(Answer::Done)
+}
+
+fn make_member(node: &Arc<Node>, m: &MakeMember) -> Result<Answer> {
+    let refused = |why: &str| NodeError::Refused {
+        volume: m.record.volume.to_string(),
+        why: why.to_owned(),
+    };
+    let config = node.config();
+    let me = node
+        .me()
+        .ok_or_else(|| refused("this node is not in the configuration"))?;
+    if !config.volumes.iter().any(|v| v.id == m.record.volume) {
+        return Err(refused(
+            "this node's configuration does not name it; copy the file to all nodes first",
+        ));
+    }
+    let pool = me
+        .pools
+        .get(&m.pool)
+        .ok_or_else(|| refused("this node has no such pool"))?;
+    let host = node.host().ok_or_else(|| refused("the node starts"))?;
+    host.make_member(pool, &m.record, m.member)?;
+    Ok(Answer::Done)
+}

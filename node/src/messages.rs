@@ -1,0 +1,309 @@
+//! What nodes and operators ask of a node, and what it answers: JSON, so that a node of the next
+//! version can add fields, inside an authenticated connection of `trivet_transport::call`.
+//!
+//! Nothing here decides anything about data: promises, records and positions are the members'
+//! business; a report only says how they were a moment ago.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use trivet_protocol::{Generation, MemberId, MemberKind, Record, Seq, VolumeId};
+
+/// To a node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// How it is; nodes ask each other all the time.
+    Report,
+    /// All that it has heard of all nodes, itself included.
+    Cluster,
+    /// Make this node (or the named one) the active one.
+    Promote(Promote),
+    /// Make this volume active nowhere, wherever it is now.
+    Demote(Demote),
+    /// Cease to be active, because another node is about to take over: what the move costs clients
+    /// is counted from here. Only for nodes.
+    GiveUp {
+        /// Of which volume.
+        volume: String,
+    },
+    /// The daemon that held this is dead, says the supervisor that has reaped it: end the promise.
+    /// Whoever knows the generation's random id is the holder, or its supervisor.
+    HandBack {
+        /// The volume.
+        volume: VolumeId,
+        /// The reign that is over.
+        generation: Generation,
+    },
+    /// Keep a member of a new volume.
+    MakeMember(MakeMember),
+    /// Take a node out of service, or back in.
+    Drain {
+        /// Which.
+        node: String,
+        /// Out of service.
+        drained: bool,
+    },
+}
+
+/// See [`Ask::Promote`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Promote {
+    /// Name of the volume.
+    pub volume: String,
+    /// Where it shall be active.
+    pub node: String,
+    /// Take it from the node where it is active now, which gives it up in order.
+    pub take: bool,
+    /// Wait for the lease of a node that is dead, rather than refuse.
+    pub wait: bool,
+    /// For how long, in all, in milliseconds.
+    pub timeout_ms: u64,
+    /// Serve although replicas that may hold acknowledged data cannot be heard.
+    #[serde(default)]
+    pub accept_data_loss: bool,
+}
+
+/// See [`Ask::Demote`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Demote {
+    /// Name of the volume.
+    pub volume: String,
+    /// Let another node take over, rather than stop the service.
+    #[serde(default)]
+    pub elsewhere: bool,
+}
+
+/// See [`Ask::MakeMember`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MakeMember {
+    /// The first record, which lists it.
+    pub record: Record,
+    /// Which of its members this node is to keep.
+    pub member: MemberId,
+    /// In which pool.
+    pub pool: String,
+}
+
+/// From a node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Ask::Report`].
+    Report(Box<Report>),
+    /// To [`Ask::Cluster`].
+    Cluster(ClusterReport),
+    /// It is active now.
+    Promoted(Move),
+    /// It is active no longer. To [`Ask::GiveUp`]: with the clients that were connected.
+    Demoted {
+        /// Their addresses and ports.
+        clients: Vec<SocketAddr>,
+    },
+    /// Done.
+    Done,
+    /// Not done, and why.
+    Refused(String),
+}
+
+/// How a node is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Its name.
+    pub node: String,
+    /// The program's version.
+    pub version: String,
+    /// Since when it runs, in milliseconds.
+    pub up_ms: u64,
+    /// It is out of service.
+    pub drained: bool,
+    /// The volumes that it has to do with.
+    pub volumes: Vec<VolumeReport>,
+    /// What is wanted of each volume, as far as it knows.
+    pub wishes: Vec<Wish>,
+    /// Regions that it could not open, and the like.
+    pub problems: Vec<String>,
+}
+
+/// A volume, as one node has it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VolumeReport {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub id: VolumeId,
+    /// What the node does with it.
+    pub role: RoleReport,
+    /// The members that the node keeps.
+    pub members: Vec<MemberReport>,
+    /// Clients connected to its export, for whoever takes over.
+    pub clients: Vec<SocketAddr>,
+    /// As its upstairs sees it, where it is active.
+    pub active: Option<ActiveReport>,
+}
+
+/// What a node is for a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// Not able to serve it.
+    None,
+    /// Ready to take over.
+    Standby,
+    /// On its way to be active.
+    Promoting,
+    /// Active.
+    Active,
+    /// On its way to cease.
+    Demoting,
+}
+
+/// See [`Standing`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RoleReport {
+    /// What it is.
+    pub standing: Standing,
+    /// For how long, in milliseconds.
+    pub for_ms: u64,
+    /// Why the last attempt, or the last reign, came to an end.
+    pub trouble: Option<String>,
+    /// The last time that it became active.
+    pub last_move: Option<Move>,
+}
+
+/// One move of the active role, with its timeline.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Move {
+    /// To which node.
+    pub node: String,
+    /// Why.
+    pub why: MoveKind,
+    /// When it was done, in seconds of the wall clock since 1970, for people.
+    pub at: u64,
+    /// Number of the generation.
+    pub generation: u64,
+    /// What was done by when: a label, and milliseconds since the beginning.
+    pub timeline: Vec<(String, f64)>,
+}
+
+/// Why the active role moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MoveKind {
+    /// By command, and the former holder gave it up.
+    Planned,
+    /// By command, with nobody active.
+    Promoted,
+    /// By itself, after the lease ran out.
+    Takeover,
+}
+
+/// A member, as its node has it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MemberReport {
+    /// Identity.
+    pub id: MemberId,
+    /// Replica or witness.
+    pub kind: MemberKind,
+    /// Whom it has promised to.
+    pub promise: Generation,
+    /// Name of that one's node.
+    pub holder: String,
+    /// How long the promise still runs, in milliseconds.
+    pub lease_left_ms: u64,
+    /// For how long it has been held.
+    pub held_for_ms: u64,
+    /// It was removed from the volume.
+    pub removed: bool,
+    /// Its record.
+    pub record: Record,
+    /// Durable up to here.
+    pub durable: Seq,
+    /// Why its data cannot be used, if that is so.
+    pub unusable: Option<String>,
+}
+
+/// The volume, as its active upstairs sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ActiveReport {
+    /// Number of the generation.
+    pub generation: u64,
+    /// How long the lease still runs, in milliseconds.
+    pub lease_left_ms: u64,
+    /// Replicas that can be lost now without losing data or service.
+    pub failures_tolerated: usize,
+    /// Its node keeps no replica of it.
+    pub diskless: bool,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Bytes free in the fullest pool beneath.
+    pub free: u64,
+    /// Connections of NFS clients.
+    pub connections: usize,
+    /// Members.
+    pub members: Vec<ActiveMember>,
+}
+
+/// A member, as the active upstairs sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ActiveMember {
+    /// Identity.
+    pub id: MemberId,
+    /// Its node.
+    pub node: String,
+    /// Replica or witness.
+    pub kind: MemberKind,
+    /// Connected.
+    pub up: bool,
+    /// In the in-sync set.
+    pub in_sync: bool,
+    /// Why it is not used.
+    pub trouble: Option<String>,
+    /// Bytes that its resync has compared, and has found to compare so far; if one runs.
+    pub resync: Option<(u64, u64)>,
+}
+
+/// What is wanted of a volume. The highest number wins, on every node that hears of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Grows with every command.
+    pub number: u64,
+    /// What.
+    pub want: Want,
+}
+
+/// See [`Wish`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Want {
+    /// It is active somewhere.
+    Served,
+    /// It is active nowhere, by command.
+    Stopped,
+}
+
+/// All that a node has heard.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClusterReport {
+    /// The answering node.
+    pub by: String,
+    /// Reports, in the order of the configuration.
+    pub nodes: Vec<Heard>,
+}
+
+/// One node, as another one has heard it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Heard {
+    /// Its name.
+    pub node: String,
+    /// The address in use.
+    pub address: Option<SocketAddr>,
+    /// Age of the report, in milliseconds.
+    pub age_ms: u64,
+    /// The report; none: never heard.
+    pub report: Option<Report>,
+    /// Why it cannot be reached, if that is so.
+    pub trouble: Option<String>,
+}

@@ -1,0 +1,245 @@
+//! The network of a service address: a namespace of its own on each node, with one interface in
+//! the bridge, that holds the address only while this node serves.
+//!
+//! Why a namespace: on a Proxmox host, rpcbind and the kernel's lock manager own the ports that
+//! clients look for, and an address in the host's own namespace becomes the source of the host's
+//! own mounts, which are orphaned when it moves. Why the address comes last and goes first: a
+//! client must never be answered by a node that is not ready; without the address there is no
+//! route, so that not even a reset leaves.
+//!
+//! The namespace outlives the daemon. What a crash leaves behind is put right by the next
+//! [`ServiceNet::prepare`], which always takes the address away.
+//!
+//! The commands are iproute2's, as a person would type them; each is bounded by [`PATIENCE`].
+
+mod announce;
+mod tickle;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use trivet_protocol::VolumeId;
+
+use crate::config::ServiceConfig;
+use crate::error::{NodeError, Result};
+
+/// One command of iproute2 takes at most this long.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Times after the address came at which it is announced: switches and neighbours may miss one.
+const ANNOUNCE: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(150),
+    Duration::from_millis(600),
+    Duration::from_millis(2000),
+];
+
+/// See the module's head.
+#[derive(Clone, Debug)]
+pub struct ServiceNet {
+    config: ServiceConfig,
+    /// Name of the namespace.
+    name: String,
+    /// The interface's ends: in the bridge, and inside.
+    outside: String,
+    inside: String,
+}
+
+impl ServiceNet {
+    /// Names it; nothing is made yet.
+    pub fn new(volume: &str, id: VolumeId, config: &ServiceConfig) -> ServiceNet {
+        let hex: String = id.to_string().chars().filter(|c| *c != '-').collect();
+        let short = hex.get(..10).unwrap_or(&hex);
+        ServiceNet {
+            config: config.clone(),
+            name: format!("trivet-{volume}"),
+            outside: format!("tvo{short}"),
+            inside: format!("tvi{short}"),
+        }
+    }
+
+    /// The service address.
+    pub fn address(&self) -> IpAddr {
+        self.config.address.ip
+    }
+
+    /// Makes what is missing of namespace and interface, and takes the address away.
+    ///
+    /// # Errors
+    /// iproute2 is not there, the bridge is not, or it takes more rights.
+    pub fn prepare(&self) -> Result<()> {
+        let (ns, inside, outside) = (&self.name, &self.inside, &self.outside);
+        if !self.path().exists() {
+            ip(&["netns", "add", ns])?;
+        }
+        let in_ns = |args: &[&str]| ip(&[&["-n", ns.as_str()], args].concat());
+        if in_ns(&["link", "show", "dev", inside]).is_err() {
+            // The other end may be left from a namespace that is gone; often it is not there.
+            let _ = ip(&["link", "del", outside]);
+            let peer = ["peer", "name", inside, "netns", ns];
+            ip(&[&["link", "add", outside, "type", "veth"], &peer[..]].concat())?;
+        }
+        self.hide()?;
+        ip(&["link", "set", outside, "master", &self.config.bridge])?;
+        ip(&["link", "set", outside, "up"])?;
+        in_ns(&["link", "set", "lo", "up"])?;
+        in_ns(&["link", "set", inside, "up"])?;
+        self.enter(|| {
+            // Sockets are bound before the address is there.
+            for (what, value) in [
+                ("ipv4/ip_nonlocal_bind", "1"),
+                ("ipv6/ip_nonlocal_bind", "1"),
+                ("ipv6/conf/all/accept_dad", "0"),
+            ] {
+                let path = PathBuf::from("/proc/sys/net").join(what);
+                match std::fs::write(&path, value) {
+                    // A kernel without IPv6 has no such file.
+                    Err(e) if !what.starts_with("ipv6") => {
+                        return Err(failed(path.display(), e));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        })?
+    }
+
+    /// Removes namespace and interface; what is not there is as good.
+    pub fn remove(&self) {
+        let _ = ip(&["link", "del", &self.outside]);
+        let _ = ip(&["netns", "del", &self.name]);
+    }
+
+    /// The address comes: from now on clients reach this node. Announces it from a thread of its
+    /// own, and makes `clients` notice at once that their old connections are gone.
+    ///
+    /// # Errors
+    /// iproute2 fails.
+    pub fn show(&self, clients: Vec<SocketAddr>, port: u16) -> Result<()> {
+        let (ns, inside) = (self.name.as_str(), self.inside.as_str());
+        let address = self.config.address.to_string();
+        let mut add = vec!["-n", ns, "addr", "replace", &address, "dev", inside];
+        if self.address().is_ipv6() {
+            add.push("nodad");
+        }
+        ip(&add)?;
+        if let Some(gateway) = self.config.gateway.map(|g| g.to_string()) {
+            let route = ["route", "replace", "default", "via", &gateway];
+            ip(&[&["-n", ns], &route[..]].concat())?;
+        }
+        let net = self.clone();
+        // Not waited for: it ends by itself after the last announcement.
+        thread::Builder::new()
+            .name("announce".into())
+            .spawn(move || {
+                let told = net.enter(|| net.announce(&clients, port));
+                if let Err(e) = told {
+                    tracing::warn!(error = %e, "the service address is not announced");
+                }
+            })
+            .map_err(NodeError::Thread)?;
+        Ok(())
+    }
+
+    fn announce(&self, clients: &[SocketAddr], port: u16) {
+        let began = Instant::now();
+        for at in ANNOUNCE {
+            // The announcements' own times; nothing waits for this thread.
+            thread::sleep(at.saturating_sub(began.elapsed()));
+            if let Err(error) = announce::announce(&self.inside, self.address()) {
+                tracing::warn!(%error, "the service address cannot be announced to neighbours");
+            }
+            let from = SocketAddr::new(self.address(), port);
+            if let Err(error) = tickle::tickle(from, clients) {
+                tracing::warn!(%error, "clients of the former active node cannot be told");
+            }
+        }
+    }
+
+    /// The address goes: nothing leaves any more, no reset either.
+    ///
+    /// # Errors
+    /// iproute2 fails.
+    pub fn hide(&self) -> Result<()> {
+        let flush = ["addr", "flush", "dev", &self.inside, "scope", "global"];
+        ip(&[&["-n", self.name.as_str()], &flush[..]].concat())
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.name)
+    }
+
+    /// Runs `f` on a thread inside the namespace. Threads that it starts, and sockets that they
+    /// make, are inside, too.
+    ///
+    /// # Errors
+    /// There is no such namespace, or it takes more rights.
+    pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
+        let path = self.path();
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let ns =
+            rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| failed(path.display(), e))?;
+        thread::scope(|s| {
+            let run = move || {
+                move_into_link_name_space(
+                    rustix::fd::AsFd::as_fd(&ns),
+                    Some(LinkNameSpaceType::Network),
+                )
+                .map_err(|e| failed("entering its namespace", e))?;
+                Ok(f())
+            };
+            let thread = thread::Builder::new().name("service-net".into());
+            let running = thread.spawn_scoped(s, run).map_err(NodeError::Thread)?;
+            running
+                .join()
+                .unwrap_or_else(|_| Err(failed("a thread inside it", "it panicked")))
+        })
+    }
+}
+
+fn failed(what: impl std::fmt::Display, why: impl std::fmt::Display) -> NodeError {
+    NodeError::Network {
+        what: what.to_string(),
+        why: why.to_string(),
+    }
+}
+
+/// Runs `ip` with these arguments.
+fn ip(args: &[&str]) -> Result<()> {
+    let what = || format!("ip {}", args.join(" "));
+    let mut child = Command::new("ip")
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| failed(what(), format_args!("{e}; is iproute2 installed?")))?;
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        match child.try_wait().map_err(|e| failed(what(), e))? {
+            Some(status) => break status,
+            None if Instant::now() > deadline => {
+                // It is ours, and it hangs.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(failed(what(), format_args!("no end after {PATIENCE:?}")));
+            }
+            // A child of ours: there is no event with a time-out without a signal handler.
+            None => thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let mut said = String::new();
+    if let Some(mut err) = child.stderr.take() {
+        use std::io::Read;
+        // What cannot be read is not said.
+        let _ = err.by_ref().take(1024).read_to_string(&mut said);
+    }
+    Err(failed(what(), said.trim()))
+}

@@ -1,0 +1,524 @@
+//! One node: what it keeps, what it is for each volume, what it has heard of the others.
+//!
+//! Threads: one for each other node, which asks how that one is; one per volume (`role`); and
+//! those of the server of members and calls. Locks are held for moments, never over a call.
+//!
+//! What was heard is bounded by the configuration: one report for each node in it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use trivet_cluster::{Attach, Host, Reach, attach};
+use trivet_protocol::message::DataState;
+use trivet_protocol::{MemberKind, Recorder, VolumeId};
+use trivet_replica::driver::ReplicatedVolume;
+use trivet_replica::upstairs::Limits;
+use trivet_transport::call::Client;
+use trivet_transport::{Expect, Security};
+
+use crate::agent::{Candidate, FRESH};
+use crate::config::{Config, NodeConfig, Role as NodeRole, VolumeConfig};
+use crate::error::{NodeError, Result};
+use crate::guard::Guard;
+use crate::messages::{
+    Answer, Ask, ClusterReport, Heard, MemberReport, Promote, Report, Standing, VolumeReport, Want,
+};
+use crate::role::Role;
+use crate::state::State;
+
+/// How often each other node is asked.
+const EVERY: Duration = Duration::from_millis(200);
+/// A node that does not answer within this time is not there.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// See the module's head.
+pub struct Node {
+    name: String,
+    started: Instant,
+    config: RwLock<Arc<Config>>,
+    security: Security,
+    host: OnceLock<Host>,
+    roles: RwLock<BTreeMap<String, Arc<Role>>>,
+    heard: Mutex<BTreeMap<String, HeardOf>>,
+    clients: Mutex<BTreeMap<VolumeId, Vec<SocketAddr>>>,
+    state: Mutex<State>,
+    recorder: Arc<dyn Recorder>,
+    guard: Arc<Guard>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    stop: AtomicBool,
+}
+
+struct HeardOf {
+    address: Option<SocketAddr>,
+    at: Instant,
+    report: Option<Report>,
+    trouble: Option<String>,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Plain data, whole after each statement.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Node {
+    /// A node that knows its configuration and has not started anything.
+    ///
+    /// # Errors
+    /// The configuration does not name it.
+    pub fn new(
+        name: &str,
+        config: Config,
+        security: Security,
+        state: State,
+        recorder: Arc<dyn Recorder>,
+        guard: Guard,
+    ) -> Result<Arc<Node>> {
+        if config.node(name).is_none() {
+            let all: Vec<&str> = config.nodes.iter().map(|n| n.name.as_str()).collect();
+            return Err(NodeError::NoSuchNode(name.to_owned(), all.join(", ")));
+        }
+        Ok(Arc::new(Node {
+            name: name.to_owned(),
+            started: Instant::now(),
+            config: RwLock::new(Arc::new(config)),
+            security,
+            host: OnceLock::new(),
+            roles: RwLock::default(),
+            heard: Mutex::default(),
+            clients: Mutex::default(),
+            state: Mutex::new(state),
+            recorder,
+            guard: Arc::new(guard),
+            threads: Mutex::default(),
+            stop: AtomicBool::new(false),
+        }))
+    }
+
+    /// Starts everything on the members that `host` serves.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn start(self: &Arc<Self>, host: Host) -> Result<()> {
+        // Called once, by who made the node.
+        let _ = self.host.set(host);
+        let config = self.config();
+        for other in config.nodes.iter().filter(|n| n.name != self.name) {
+            let (node, name) = (self.clone(), other.name.clone());
+            let thread = thread::Builder::new()
+                .name(format!("ask-{name}"))
+                .spawn(move || node.listen_to(&name))
+                .map_err(NodeError::Thread)?;
+            lock(&self.threads).push(thread);
+        }
+        for volume in &config.volumes {
+            let role = Arc::new(Role::start(self, volume)?);
+            let mut roles = self.roles.write().unwrap_or_else(PoisonError::into_inner);
+            roles.insert(volume.name.clone(), role);
+        }
+        Ok(())
+    }
+
+    /// Ends in order: what is active here is given up, then nothing is heard any more. The host
+    /// is left for the caller to close.
+    pub fn stop(&self) {
+        let roles =
+            std::mem::take(&mut *self.roles.write().unwrap_or_else(PoisonError::into_inner));
+        roles.values().for_each(|r| r.stop());
+        self.stop.store(true, Ordering::Release);
+        for t in std::mem::take(&mut *lock(&self.threads)) {
+            t.thread().unpark();
+            // A panic there was reported where it happened.
+            let _ = t.join();
+        }
+    }
+
+    /// Where its daemon listens: at its address, or at all of the host's if it has several.
+    ///
+    /// # Errors
+    /// Its addresses differ in their ports.
+    pub fn listen(&self) -> Result<SocketAddr> {
+        let me = self.me();
+        let addresses = me.map(|n| n.addresses).unwrap_or_default();
+        let refused = |why: &str| NodeError::Config {
+            path: PathBuf::from("trivet.toml"),
+            why: format!("node {}: {why}", self.name),
+        };
+        match addresses.as_slice() {
+            [] => Err(refused("it has no address")),
+            [only] => Ok(*only),
+            [first, rest @ ..] => {
+                if rest.iter().any(|a| a.port() != first.port()) {
+                    return Err(refused("its addresses have different ports"));
+                }
+                let all: IpAddr = match addresses.iter().any(SocketAddr::is_ipv6) {
+                    true => Ipv6Addr::UNSPECIFIED.into(),
+                    false => Ipv4Addr::UNSPECIFIED.into(),
+                };
+                Ok(SocketAddr::new(all, first.port()))
+            }
+        }
+    }
+
+    /// The directories of its pools.
+    pub fn pools(&self) -> Vec<PathBuf> {
+        let me = self.me();
+        me.map_or(Vec::new(), |n| n.pools.values().cloned().collect())
+    }
+
+    /// What served its members, to be closed; after [`Node::stop`].
+    pub fn into_host(self) -> Option<Host> {
+        self.host.into_inner()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        let config = self.config.read().unwrap_or_else(PoisonError::into_inner);
+        config.clone()
+    }
+
+    /// What the configuration says of this node; none if it was taken out of it.
+    pub fn me(&self) -> Option<NodeConfig> {
+        self.config().node(&self.name).cloned()
+    }
+
+    /// Where figures go.
+    pub fn recorder(&self) -> &Arc<dyn Recorder> {
+        &self.recorder
+    }
+
+    /// What outlives this process.
+    pub fn guard(&self) -> &Arc<Guard> {
+        &self.guard
+    }
+
+    /// The role of this node for a volume.
+    ///
+    /// # Errors
+    /// No such volume.
+    pub fn role(&self, volume: &str) -> Result<Arc<Role>> {
+        let roles = self.roles.read().unwrap_or_else(PoisonError::into_inner);
+        roles
+            .get(volume)
+            .cloned()
+            .ok_or_else(|| NodeError::NoSuchVolume(volume.to_owned()))
+    }
+
+    /// The server of this node's members.
+    pub fn host(&self) -> Option<&Host> {
+        self.host.get()
+    }
+
+    /// Whether it is out of service.
+    pub fn drained(&self) -> bool {
+        lock(&self.state).drained()
+    }
+
+    /// Takes it out of service, or back in.
+    ///
+    /// # Errors
+    /// That cannot be stored.
+    pub fn set_drained(&self, drained: bool) -> Result<()> {
+        lock(&self.state).set_drained(drained)
+    }
+
+    /// What is wanted of a volume.
+    pub fn wish(&self, volume: VolumeId) -> Want {
+        lock(&self.state).wish(volume)
+    }
+
+    /// A command says what is wanted of a volume from now on.
+    pub fn set_wish(&self, volume: VolumeId, want: Want) {
+        if self.wish(volume) != want
+            && let Err(error) = lock(&self.state).wish_for(volume, want)
+        {
+            tracing::error!(%error, "a command is forgotten at the next start");
+        }
+    }
+
+    /// An upstairs of a volume, activated.
+    ///
+    /// # Errors
+    /// Who holds it, or whom it needs.
+    pub fn attach(
+        &self,
+        volume: &VolumeConfig,
+        p: &Promote,
+        patience: Duration,
+    ) -> Result<Arc<ReplicatedVolume>> {
+        let config = self.config();
+        let keepers = || {
+            config
+                .nodes
+                .iter()
+                .filter(|n| n.is(NodeRole::Replica) || n.is(NodeRole::Witness))
+        };
+        let hosts = keepers().filter_map(|n| {
+            Some(Reach {
+                node: n.name.clone(),
+                address: *n.addresses.first()?,
+            })
+        });
+        let served = self.host().and_then(|h| h.member_of(volume.id));
+        let place = keepers().position(|n| n.name == self.name);
+        Ok(attach(Attach {
+            volume: volume.id,
+            node: self.name.clone(),
+            hosts: hosts.collect(),
+            security: self.security.clone(),
+            local: place.zip(served),
+            recorder: self.recorder.clone(),
+            limits: Limits::default(),
+            patience,
+            wait_for_lease: p.wait,
+            accept_data_loss: p.accept_data_loss,
+        })?)
+    }
+
+    // --- what was heard -----------------------------------------------------------------------
+
+    /// The other node that is active for a volume, if one is.
+    pub fn holder(&self, volume: VolumeId) -> Option<String> {
+        let standing = |r: &Report| {
+            let of = r.volumes.iter().find(|v| v.id == volume);
+            of.is_some_and(|v| v.role.standing == Standing::Active)
+        };
+        let heard = lock(&self.heard);
+        let mut fresh = heard.iter().filter(|(_, h)| h.at.elapsed() < FRESH);
+        fresh
+            .find(|(_, h)| h.report.as_ref().is_some_and(standing))
+            .map(|(name, _)| name.clone())
+    }
+
+    /// The clients of whoever was active last.
+    pub fn clients_of(&self, volume: VolumeId) -> Vec<SocketAddr> {
+        lock(&self.clients)
+            .get(&volume)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// All nodes with fresh reports, this one among them, in the order of the configuration.
+    pub fn candidates(&self, volume: VolumeId) -> Vec<Candidate> {
+        let of = |r: &Report| {
+            let v = r.volumes.iter().find(|v| v.id == volume)?;
+            Some(Candidate {
+                node: r.node.clone(),
+                standing: v.role.standing,
+                drained: r.drained,
+                members: v.members.clone(),
+            })
+        };
+        let own = self.report();
+        let heard = lock(&self.heard);
+        let fresh = |name: &str| {
+            let h = heard.get(name)?;
+            (h.at.elapsed() < FRESH).then_some(h.report.as_ref()?)
+        };
+        let config = self.config();
+        let names = config.nodes.iter().map(|n| n.name.as_str());
+        names
+            .filter_map(|n| match n == self.name {
+                true => of(&own),
+                false => fresh(n).and_then(of),
+            })
+            .collect()
+    }
+
+    /// How this node is.
+    pub fn report(&self) -> Report {
+        let config = self.config();
+        let roles = self
+            .roles
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let volumes = config.volumes.iter().filter_map(|v| {
+            let (role, clients, active) = roles.get(&v.name)?.report();
+            Some(VolumeReport {
+                name: v.name.clone(),
+                id: v.id,
+                role,
+                members: self.members_of(v.id),
+                clients,
+                active,
+            })
+        });
+        let problems = self.host().map_or(Vec::new(), |h| {
+            h.problems().iter().map(ToString::to_string).collect()
+        });
+        let volumes = volumes.collect();
+        let state = lock(&self.state);
+        Report {
+            node: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            up_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            drained: state.drained(),
+            volumes,
+            wishes: state.wishes(),
+            problems,
+        }
+    }
+
+    fn members_of(&self, volume: VolumeId) -> Vec<MemberReport> {
+        let Some(served) = self.host().and_then(|h| h.member_of(volume)) else {
+            return Vec::new();
+        };
+        let now = trivet_downstairs::server::boot_time();
+        let report = served.with(|r| {
+            let (member, store) = (r.member(), r.store());
+            let state = member.state();
+            let unusable = match r.data_state() {
+                DataState::None | DataState::Whole(_) => None,
+                DataState::Mixed(_) => Some("it is being brought up to date".to_owned()),
+                DataState::Damaged => Some("it is damaged".to_owned()),
+            };
+            MemberReport {
+                id: state.member,
+                kind: store.map_or(MemberKind::Witness, |_| MemberKind::Replica),
+                promise: state.promise,
+                holder: state.holder.clone(),
+                lease_left_ms: member.lease_left(now).0,
+                held_for_ms: member.held_for(now).0,
+                removed: state.removed,
+                record: state.record.clone(),
+                durable: store.map(|s| s.durable().seq).unwrap_or_default(),
+                unusable,
+            }
+        });
+        vec![report]
+    }
+
+    /// Everything that was heard.
+    pub fn cluster(&self) -> ClusterReport {
+        let own = self.report();
+        let config = self.config();
+        let heard = lock(&self.heard);
+        let nodes = config.nodes.iter().map(|n| {
+            if n.name == self.name {
+                return Heard {
+                    node: n.name.clone(),
+                    address: n.addresses.first().copied(),
+                    age_ms: 0,
+                    report: Some(own.clone()),
+                    trouble: None,
+                };
+            }
+            let h = heard.get(&n.name);
+            Heard {
+                node: n.name.clone(),
+                address: h.and_then(|h| h.address),
+                age_ms: h.map_or(0, |h| {
+                    u64::try_from(h.at.elapsed().as_millis()).unwrap_or(u64::MAX)
+                }),
+                report: h.and_then(|h| h.report.clone()),
+                trouble: h.map_or(Some("not heard yet".to_owned()), |h| h.trouble.clone()),
+            }
+        });
+        ClusterReport {
+            by: self.name.clone(),
+            nodes: nodes.collect(),
+        }
+    }
+
+    // --- asking -------------------------------------------------------------------------------
+
+    /// Asks another node something.
+    ///
+    /// # Errors
+    /// It cannot be reached at any of its addresses, or does not answer in time.
+    pub fn ask(&self, node: &str, ask: &Ask, patience: Duration) -> Result<Answer> {
+        let config = self.config();
+        crate::client::ask(&config, &self.security, node, ask, patience).map(|(a, _)| a)
+    }
+
+    fn listen_to(&self, name: &str) {
+        while !self.stop.load(Ordering::Acquire) {
+            if let Some(addresses) = self.config().node(name).map(|n| n.addresses.clone()) {
+                for address in addresses {
+                    let Err(why) = self.listen_at(name, address);
+                    self.not_heard(name, why);
+                }
+            }
+            thread::park_timeout(EVERY);
+        }
+    }
+
+    /// Asks over and over on one connection, until it ends.
+    fn listen_at(
+        &self,
+        name: &str,
+        address: SocketAddr,
+    ) -> Result<std::convert::Infallible, String> {
+        let expect = Expect::Node(name.to_owned());
+        let mut client =
+            Client::connect(address, &self.security, &expect, ANSWER).map_err(|e| e.to_string())?;
+        let question = serde_json::to_vec(&Ask::Report).map_err(|e| e.to_string())?;
+        let question = Bytes::from(question);
+        loop {
+            if self.stop.load(Ordering::Acquire) {
+                return Err("this node stops".into());
+            }
+            let raw = client
+                .call(question.clone(), ANSWER)
+                .map_err(|e| e.to_string())?;
+            match serde_json::from_slice(&raw).map_err(|e| e.to_string())? {
+                Answer::Report(report) if report.node == name => self.hear(address, *report),
+                Answer::Refused(why) => return Err(why),
+                _ => return Err("an answer to another question".into()),
+            }
+            thread::park_timeout(EVERY);
+        }
+    }
+
+    fn hear(&self, address: SocketAddr, report: Report) {
+        if let Err(error) = lock(&self.state).learn(&report.wishes) {
+            tracing::error!(%error, "what another node was told cannot be stored");
+        }
+        for v in &report.volumes {
+            if v.role.standing == Standing::Active {
+                lock(&self.clients).insert(v.id, v.clients.clone());
+            }
+        }
+        let name = report.node.clone();
+        let before = lock(&self.heard).insert(
+            name.clone(),
+            HeardOf {
+                address: Some(address),
+                at: Instant::now(),
+                report: Some(report),
+                trouble: None,
+            },
+        );
+        if before.is_none_or(|b| b.trouble.is_some()) {
+            tracing::info!(node = name, %address, "node heard");
+        }
+    }
+
+    fn not_heard(&self, name: &str, why: String) {
+        let mut heard = lock(&self.heard);
+        let entry = heard.entry(name.to_owned()).or_insert_with(|| HeardOf {
+            address: None,
+            at: Instant::now(),
+            report: None,
+            trouble: None,
+        });
+        let news = entry.trouble.is_none();
+        entry.address = None;
+        entry.trouble = Some(why.clone());
+        drop(heard);
+        if news && !self.stop.load(Ordering::Acquire) {
+            tracing::warn!(node = name, why, "node not heard");
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! What this node is for one volume: standby, active, or between the two.
+//!
+//! One thread per volume does everything, one thing at a time, so no two commands can meet half
+//! way: jobs come through a queue, and between them it looks after the reign (is the volume still
+//! held?) or, as a standby of a volume with automatic moves, whether its turn has come.
+//!
+//! Bounded: [`QUEUE`] jobs wait; a promotion takes at most its own time-out.
+
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use trivet_protocol::VolumeId;
+
+use crate::agent::{Decision, decide};
+use crate::config::{Driver, Role as NodeRole, VolumeConfig};
+use crate::error::{NodeError, Result};
+use crate::guard::Held;
+use crate::messages::{
+    ActiveReport, Answer, Ask, Move, MoveKind, Promote, RoleReport, Standing, Want,
+};
+use crate::net::ServiceNet;
+use crate::node::Node;
+use crate::stack::Stack;
+use crate::timeline::Timeline;
+
+/// Jobs that wait, at most.
+const QUEUE: usize = 16;
+/// How often it looks around.
+const TICK: Duration = Duration::from_millis(50);
+/// After an attempt that failed, the next one of its own waits.
+const PAUSE: Duration = Duration::from_secs(1);
+/// An attempt of its own may take this long.
+const ATTEMPT: Duration = Duration::from_secs(10);
+/// A former holder gives up within this time, or is taken for dead.
+const GIVE_UP: Duration = Duration::from_secs(5);
+
+enum Job {
+    Promote(Promote, SyncSender<Result<Move>>),
+    GiveUp(SyncSender<Result<Vec<SocketAddr>>>),
+    Quit,
+}
+
+/// What others may know.
+struct View {
+    standing: Standing,
+    since: Instant,
+    trouble: Option<String>,
+    last_move: Option<Move>,
+    clients: Vec<SocketAddr>,
+    active: Option<ActiveReport>,
+}
+
+/// A volume on this node.
+pub struct Role {
+    id: VolumeId,
+    jobs: SyncSender<Job>,
+    view: Arc<Mutex<View>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Role {
+    /// Starts as a standby.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn start(node: &Arc<Node>, config: &VolumeConfig) -> Result<Role> {
+        let (jobs, queue) = sync_channel(QUEUE);
+        let exporter = node.me().is_some_and(|n| n.is(NodeRole::Exporter));
+        let view = Arc::new(Mutex::new(View {
+            standing: match exporter {
+                true => Standing::Standby,
+                false => Standing::None,
+            },
+            since: Instant::now(),
+            trouble: None,
+            last_move: None,
+            clients: Vec::new(),
+            active: None,
+        }));
+        let worker = Worker {
+            node: Arc::downgrade(node),
+            name: config.name.clone(),
+            id: config.id,
+            view: view.clone(),
+            stack: None,
+            eligible: None,
+            not_before: Instant::now(),
+            said: None,
+        };
+        let thread = thread::Builder::new()
+            .name(format!("role-{}", config.name))
+            .spawn(move || worker.run(&queue))
+            .map_err(NodeError::Thread)?;
+        Ok(Role {
+            id: config.id,
+            jobs,
+            view,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// The volume.
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// What it is.
+    pub fn report(&self) -> (RoleReport, Vec<SocketAddr>, Option<ActiveReport>) {
+        let v = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let role = RoleReport {
+            standing: v.standing,
+            for_ms: u64::try_from(v.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            trouble: v.trouble.clone(),
+            last_move: v.last_move.clone(),
+        };
+        (role, v.clients.clone(), v.active.clone())
+    }
+
+    /// Becomes active.
+    ///
+    /// # Errors
+    /// Why it did not.
+    pub fn promote(&self, p: Promote) -> Result<Move> {
+        let patience = Duration::from_millis(p.timeout_ms);
+        self.ask(patience + GIVE_UP, |reply| Job::Promote(p, reply))
+    }
+
+    /// Ceases to be active; returns the clients that were connected.
+    ///
+    /// # Errors
+    /// It is not active, or what could not be written.
+    pub fn give_up(&self) -> Result<Vec<SocketAddr>> {
+        self.ask(GIVE_UP * 4, Job::GiveUp)
+    }
+
+    fn ask<T>(
+        &self,
+        patience: Duration,
+        job: impl FnOnce(SyncSender<Result<T>>) -> Job,
+    ) -> Result<T> {
+        let (reply, answer) = sync_channel(1);
+        let busy = |why: &str| NodeError::Refused {
+            volume: self.id.to_string(),
+            why: why.to_owned(),
+        };
+        self.jobs
+            .try_send(job(reply))
+            .map_err(|_| busy("too many commands wait already"))?;
+        answer
+            .recv_timeout(patience)
+            .unwrap_or_else(|_| Err(busy("no end in time; look at its status")))
+    }
+
+    /// Ends it in order.
+    pub fn stop(&self) {
+        // A full queue or a thread that is gone already: the join tells.
+        let _ = self.jobs.send(Job::Quit);
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
+            // A panic there was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    node: Weak<Node>,
+    name: String,
+    id: VolumeId,
+    view: Arc<Mutex<View>>,
+    stack: Option<Stack>,
+    /// Since when a claim of its own could succeed.
+    eligible: Option<Instant>,
+    /// No attempt of its own before this.
+    not_before: Instant,
+    /// What it said last about not taking over: each thing once.
+    said: Option<String>,
+}
+
+impl Worker {
+    fn run(mut self, queue: &Receiver<Job>) {
+        self.clear_network();
+        loop {
+            match queue.recv_timeout(TICK) {
+                Ok(Job::Promote(p, reply)) => {
+                    // Nobody waits any more: done is done.
+                    let _ = reply.send(self.promote(&p, None));
+                }
+                Ok(Job::GiveUp(reply)) => {
+                    let _ = reply.send(self.give_up());
+                }
+                Ok(Job::Quit) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.look_around();
+        }
+        if self.stack.is_some()
+            && let Err(error) = self.give_up()
+        {
+            tracing::error!(volume = self.name, %error, "ending");
+        }
+    }
+
+    /// What an earlier daemon left behind.
+    fn clear_network(&self) {
+        let Some((_, config)) = self.config() else {
+            return;
+        };
+        if let Some(service) = &config.service
+            && !config.exports.is_empty()
+            && let Err(error) = ServiceNet::new(&self.name, self.id, service).prepare()
+        {
+            tracing::error!(volume = self.name, %error, "no service address can be had here");
+        }
+    }
+
+    fn config(&self) -> Option<(Arc<Node>, VolumeConfig)> {
+        let node = self.node.upgrade()?;
+        let config = node.config().volume(&self.name)?.clone();
+        Some((node, config))
+    }
+
+    fn view(&self, f: impl FnOnce(&mut View)) {
+        f(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn stand(&self, standing: Standing) {
+        self.view(|v| {
+            v.standing = standing;
+            v.since = Instant::now();
+        });
+    }
+
+    fn look_around(&mut self) {
+        match &self.stack {
+            Some(stack) => match stack.lost() {
+                Some(why) => self.lose(why),
+                None => {
+                    let (clients, active) = (stack.clients(), stack.report());
+                    self.view(|v| {
+                        v.clients = clients;
+                        v.active = Some(active);
+                    });
+                }
+            },
+            None => self.consider(),
+        }
+    }
+
+    fn lose(&mut self, why: String) {
+        tracing::error!(
+            volume = self.name,
+            why,
+            "the volume is lost; serving no more"
+        );
+        if let Some(stack) = self.stack.take() {
+            stack.abandon();
+        }
+        self.unguard();
+        self.view(|v| {
+            v.trouble = Some(why);
+            v.active = None;
+        });
+        self.stand(Standing::Standby);
+        self.not_before = Instant::now() + PAUSE;
+    }
+
+    fn consider(&mut self) {
+        let Some((node, config)) = self.config() else {
+            return;
+        };
+        let exporter = node.me().is_some_and(|n| n.is(NodeRole::Exporter));
+        let wanted = node.wish(self.id) == Want::Served;
+        if config.driver != Driver::Automatic || !exporter || !wanted || node.drained() {
+            self.eligible = None;
+            return;
+        }
+        let heard = node.candidates(self.id);
+        match decide(node.name(), &heard, &config.prefer) {
+            Decision::Leave => self.eligible = None,
+            Decision::Hopeless(why) => {
+                self.eligible = None;
+                if self.said.as_ref() != Some(&why) {
+                    tracing::warn!(volume = self.name, why, "nobody can take over");
+                    self.said = Some(why);
+                }
+            }
+            Decision::After(turn) => {
+                self.said = None;
+                let now = Instant::now();
+                let since = *self.eligible.get_or_insert(now);
+                if now.duration_since(since) >= turn && now >= self.not_before {
+                    self.take_over(&config);
+                }
+            }
+        }
+    }
+
+    fn take_over(&mut self, config: &VolumeConfig) {
+        let p = Promote {
+            volume: config.name.clone(),
+            node: String::new(),
+            take: false,
+            wait: true,
+            timeout_ms: ATTEMPT.as_millis() as u64,
+            accept_data_loss: false,
+        };
+        match self.promote(&p, Some(MoveKind::Takeover)) {
+            Ok(_) => {}
+            Err(error) => tracing::warn!(volume = self.name, %error, "taking over"),
+        }
+        self.eligible = None;
+    }
+
+    fn promote(&mut self, p: &Promote, why: Option<MoveKind>) -> Result<Move> {
+        let Some((node, config)) = self.config() else {
+            return Err(NodeError::NoSuchVolume(self.name.clone()));
+        };
+        if !node.me().is_some_and(|n| n.is(NodeRole::Exporter)) {
+            return Err(NodeError::NotExporter(node.name().to_owned()));
+        }
+        let already = self.stack.is_some();
+        let last = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (true, Some(last)) = (already, &last.last_move) {
+            return Ok(last.clone());
+        }
+        drop(last);
+        self.stand(Standing::Promoting);
+        let done = self.try_promote(&node, &config, p, why);
+        match done {
+            Ok((stack, done)) => {
+                tracing::info!(volume = self.name, timeline = ?done.timeline, "active");
+                self.stack = Some(stack);
+                self.view(|v| {
+                    v.trouble = None;
+                    v.last_move = Some(done.clone());
+                });
+                self.stand(Standing::Active);
+                if why.is_none() {
+                    node.set_wish(self.id, Want::Served);
+                }
+                Ok(done)
+            }
+            Err(e) => {
+                self.not_before = Instant::now() + PAUSE;
+                self.view(|v| v.trouble = Some(e.to_string()));
+                self.stand(Standing::Standby);
+                Err(e)
+            }
+        }
+    }
+
+    fn try_promote(
+        &self,
+        node: &Arc<Node>,
+        config: &VolumeConfig,
+        p: &Promote,
+        why: Option<MoveKind>,
+    ) -> Result<(Stack, Move)> {
+        let mut timeline = Timeline::begin();
+        let deadline = Instant::now() + Duration::from_millis(p.timeout_ms);
+        let mut clients = node.clients_of(self.id);
+        let mut kind = why.unwrap_or(MoveKind::Promoted);
+        if let Some(holder) = node.holder(self.id) {
+            if !p.take {
+                return Err(NodeError::ActiveElsewhere {
+                    volume: self.name.clone(),
+                    node: holder,
+                });
+            }
+            clients = self.take_from(node, &holder)?;
+            kind = MoveKind::Planned;
+            timeline.mark("given up by the former holder");
+        }
+        if let Some(service) = &config.service
+            && !config.exports.is_empty()
+        {
+            ServiceNet::new(&self.name, self.id, service).prepare()?;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let volume = node.attach(config, p, left)?;
+        timeline.mark("claimed and recovered");
+        let generation = volume.with(|u, _| u.generation());
+        node.guard().active(Held {
+            volume: self.name.clone(),
+            id: self.id,
+            generation,
+            service: config.service.clone(),
+        });
+        let guard = Arc::clone(node.guard());
+        match Stack::start(config, volume, clients, guard, &mut timeline) {
+            Ok(stack) => Ok((stack, timeline.done(node.name(), kind, generation.number))),
+            Err(e) => {
+                node.guard().ended(&self.name);
+                Err(e)
+            }
+        }
+    }
+
+    fn take_from(&self, node: &Arc<Node>, holder: &str) -> Result<Vec<SocketAddr>> {
+        let ask = Ask::GiveUp {
+            volume: self.name.clone(),
+        };
+        match node.ask(holder, &ask, GIVE_UP)? {
+            Answer::Demoted { clients } => Ok(clients),
+            Answer::Refused(why) => Err(NodeError::Told {
+                node: holder.to_owned(),
+                why,
+            }),
+            _ => Err(NodeError::Told {
+                node: holder.to_owned(),
+                why: "an answer to another question".into(),
+            }),
+        }
+    }
+
+    /// Nothing is held here any more.
+    fn unguard(&self) {
+        if let Some(node) = self.node.upgrade() {
+            node.guard().ended(&self.name);
+        }
+    }
+
+    fn give_up(&mut self) -> Result<Vec<SocketAddr>> {
+        let Some(stack) = self.stack.take() else {
+            return Err(NodeError::Refused {
+                volume: self.name.clone(),
+                why: "it is not active on this node".into(),
+            });
+        };
+        self.stand(Standing::Demoting);
+        let (clients, ended) = stack.end();
+        self.unguard();
+        self.view(|v| {
+            v.active = None;
+            v.clients.clear();
+            v.trouble = ended.as_ref().err().map(ToString::to_string);
+        });
+        self.stand(Standing::Standby);
+        self.not_before = Instant::now() + PAUSE;
+        ended.map(|()| clients)
+    }
+}

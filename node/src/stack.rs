@@ -1,0 +1,255 @@
+//! What runs on the active node: upstairs, file system, NFS export, FUSE mount, service address.
+//!
+//! Start: claim, recover, listen, then the address. End in order: the reverse, the last thing
+//! flushed and the lease handed back. End because the volume was lost: the address first, at
+//! once, then the rest, without a word to anybody (invariant 2).
+//!
+//! A crash leaves the members' promise, which runs out, and the network, which the next start
+//! puts right.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::thread;
+
+use trivet_fs::fuse::{FuseOptions, Mounted, mount};
+use trivet_fs::{Fs, MkfsOptions, Settings, mkfs};
+use trivet_nfs::export::ExportSpec;
+use trivet_nfs::rpc::pool::{Opened, PoolLimits};
+use trivet_nfs::{Discovery, NfsConfig, NfsServer};
+use trivet_replica::Volume;
+use trivet_replica::driver::ReplicatedVolume;
+use trivet_replica::volume::{BLOCK_BYTES, Block};
+
+use crate::config::VolumeConfig;
+use crate::error::{NodeError, Result};
+use crate::guard::Guard;
+use crate::messages::{ActiveMember, ActiveReport};
+use crate::net::ServiceNet;
+use crate::timeline::Timeline;
+
+/// See the module's head.
+pub struct Stack {
+    // In the order in which they end.
+    net: Option<ServiceNet>,
+    nfs: Option<NfsServer>,
+    mounted: Option<Mounted>,
+    fs: Arc<Fs>,
+    volume: Arc<ReplicatedVolume>,
+}
+
+/// Mounts the file system of a volume; makes one on a volume that holds nothing.
+///
+/// # Errors
+/// The volume cannot be read, or holds something else.
+pub fn open_fs(volume: &Arc<dyn Volume>) -> Result<Arc<Fs>> {
+    let mut first = [0; BLOCK_BYTES];
+    volume
+        .read(Block(0), &mut first)
+        .map_err(trivet_fs::FsError::from)?;
+    if first.iter().all(|b| *b == 0) {
+        mkfs(volume.as_ref(), &MkfsOptions::default())?;
+    }
+    Ok(Fs::mount(Arc::clone(volume), Settings::default())?)
+}
+
+impl Stack {
+    /// Puts everything on a volume that is active here. `clients` were connected to the former
+    /// active node.
+    ///
+    /// # Errors
+    /// What does not start. All is undone then, and the volume handed back.
+    pub fn start(
+        config: &VolumeConfig,
+        volume: Arc<ReplicatedVolume>,
+        clients: Vec<SocketAddr>,
+        guard: Arc<Guard>,
+        timeline: &mut Timeline,
+    ) -> Result<Stack> {
+        let shared: Arc<dyn Volume> = volume.clone();
+        let fs = match open_fs(&shared) {
+            Ok(fs) => fs,
+            Err(e) => {
+                // Whoever tries next need not wait for a lease.
+                let _ = volume.hand_back();
+                return Err(e);
+            }
+        };
+        timeline.mark("file system open");
+        let mut stack = Stack {
+            net: None,
+            nfs: None,
+            mounted: None,
+            fs,
+            volume,
+        };
+        match stack.open_doors(config, clients, guard, timeline) {
+            Ok(()) => Ok(stack),
+            Err(e) => {
+                let (_, ended) = stack.end();
+                if let Err(error) = ended {
+                    tracing::warn!(%error, "undoing a promotion");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn open_doors(
+        &mut self,
+        config: &VolumeConfig,
+        clients: Vec<SocketAddr>,
+        guard: Arc<Guard>,
+        timeline: &mut Timeline,
+    ) -> Result<()> {
+        if let Some(dir) = &config.mount {
+            let failed = |source| NodeError::Mount {
+                path: dir.clone(),
+                source,
+            };
+            // Fails where a dead mount is in the way, which `mount` then clears.
+            let _ = std::fs::create_dir_all(dir);
+            let mounted = mount(Arc::clone(&self.fs) as _, dir, &FuseOptions::default());
+            self.mounted = Some(mounted.map_err(failed)?);
+            timeline.mark("mounted");
+        }
+        if !config.exports.is_empty() {
+            let net = config
+                .service
+                .as_ref()
+                .map(|s| ServiceNet::new(&config.name, config.id, s));
+            self.serve(config, net.as_ref(), guard)?;
+            timeline.mark("NFS listens");
+            if let Some(net) = net {
+                net.show(clients, config.port)?;
+                self.net = Some(net);
+                timeline.mark("address up");
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(
+        &mut self,
+        config: &VolumeConfig,
+        net: Option<&ServiceNet>,
+        guard: Arc<Guard>,
+    ) -> Result<()> {
+        let ip = net.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), ServiceNet::address);
+        let nfs = NfsConfig {
+            listen: SocketAddr::new(ip, config.port),
+            discovery: Discovery::Auto,
+            exports: config.exports.iter().map(ExportSpec::from).collect(),
+            limits: PoolLimits::default(),
+            drop_locks_after: None,
+        };
+        let (fs, volume) = (Arc::clone(&self.fs), Arc::clone(&self.volume));
+        let name = config.name.clone();
+        let opened: Opened = Arc::new(move |socket| guard.connection(&name, socket));
+        let start = move || {
+            let identity = Arc::new(move || volume.info());
+            NfsServer::start_watched(nfs, fs as _, identity, Some(opened))
+        };
+        // The server's threads and sockets belong to the namespace that they are started in.
+        let started = match net {
+            Some(net) => net.enter(start)?,
+            None => start(),
+        };
+        self.nfs = Some(started?);
+        Ok(())
+    }
+
+    /// Why the volume is no longer held, if it is not.
+    pub fn lost(&self) -> Option<String> {
+        self.volume.status().stopped
+    }
+
+    /// The clients of the export.
+    pub fn clients(&self) -> Vec<SocketAddr> {
+        let nfs = self.nfs.as_ref();
+        nfs.map_or(Vec::new(), |n| {
+            n.pool().connections().into_iter().map(|(c, _)| c).collect()
+        })
+    }
+
+    /// The running export.
+    pub fn nfs(&self) -> Option<&NfsServer> {
+        self.nfs.as_ref()
+    }
+
+    /// How the volume is.
+    pub fn report(&self) -> ActiveReport {
+        let status = self.volume.status();
+        let info = self.volume.info();
+        let members = status.members.into_iter().map(|m| ActiveMember {
+            id: m.id,
+            node: m.node,
+            kind: m.kind,
+            up: m.up,
+            in_sync: m.in_sync,
+            trouble: m.trouble,
+            resync: m.resync.map(|r| {
+                let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_BYTES as u64);
+                (bytes(r.compared_blocks), bytes(r.listed_blocks))
+            }),
+        });
+        ActiveReport {
+            generation: status.generation,
+            lease_left_ms: status.lease_left.0,
+            failures_tolerated: status.failures_tolerated,
+            diskless: status.diskless,
+            bytes: info.blocks * BLOCK_BYTES as u64,
+            free: self.volume.space().free_bytes,
+            connections: self.clients().len(),
+            members: members.collect(),
+        }
+    }
+
+    /// Ends it in order: what was answered is durable, the lease is handed back. Returns the
+    /// clients that were connected.
+    pub fn end(mut self) -> (Vec<SocketAddr>, Result<()>) {
+        let hidden = self.close_doors();
+        let clients = self.clients();
+        drop(self.nfs.take());
+        self.unmount();
+        let closed = self.fs.close();
+        let handed_back = self
+            .volume
+            .hand_back()
+            .map_err(|e| NodeError::from(trivet_cluster::ClusterError::HandBack(e)));
+        let done = hidden.and(closed.map_err(NodeError::from)).and(handed_back);
+        self.bury();
+        (clients, done)
+    }
+
+    /// Lets go of what is left on a thread of its own: joining threads takes longer than a client
+    /// that waits for the successor should have to.
+    fn bury(self) {
+        let buried = thread::Builder::new()
+            .name("farewell".into())
+            .spawn(move || drop(self));
+        if let Err(error) = buried {
+            tracing::warn!(%error, "no thread");
+        }
+    }
+
+    /// Ends it because the volume is lost: nothing can be written any more.
+    pub fn abandon(mut self) {
+        if let Err(error) = self.close_doors() {
+            tracing::error!(%error, "the service address stays; remove it by hand");
+        }
+        drop(self.nfs.take());
+        self.unmount();
+    }
+
+    fn close_doors(&mut self) -> Result<()> {
+        self.net.take().map_or(Ok(()), |net| net.hide())
+    }
+
+    fn unmount(&mut self) {
+        match self.mounted.take().map(Mounted::unmount) {
+            None | Some(Ok(true)) => {}
+            Some(Ok(false)) => tracing::warn!("the mount was in use; its users now get errors"),
+            Some(Err(error)) => tracing::warn!(%error, "cannot unmount"),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! `trivet serve`: the daemon of one node, in the foreground.
+
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use clap::Args;
+use serde::Serialize;
+use trivet_cluster::Host;
+use trivet_downstairs::server::Listen;
+use trivet_node::control::Control;
+use trivet_node::guard::Guard;
+use trivet_node::{Config, Node, State, supervisor};
+use trivet_protocol::{NullRecorder, Recorder};
+
+use super::cluster::{ClusterArgs, failed};
+use super::downstairs::failed as cluster_failed;
+use crate::error::CliError;
+use crate::output::{self, Format};
+use crate::stop::Stop;
+
+/// Which node, with what.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Name of this node in the configuration [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// What the node remembers across restarts
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/trivet")]
+    state: PathBuf,
+    /// Run without the parent process that hands the leases of a dead daemon back
+    #[arg(long)]
+    no_supervisor: bool,
+    /// This is the daemon itself; its standard input leads to its supervisor
+    #[arg(long, hide = true)]
+    supervised: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Ready {
+    event: &'static str,
+    node: String,
+    address: String,
+    members: usize,
+    problems: Vec<String>,
+}
+
+/// Runs until a signal.
+///
+/// # Errors
+/// What does not start, and why.
+pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
+    let stop = Stop::on_signals()?;
+    if !args.supervised && !args.no_supervisor {
+        return supervise(&args, &stop);
+    }
+    let mut guard = Guard::none();
+    if args.supervised {
+        let parent = std::io::stdin().as_fd().try_clone_to_owned();
+        guard =
+            Guard::new(parent.map_err(|e| {
+                CliError::failed(format_args!("cannot talk to the supervisor: {e}"))
+            })?);
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+            .map_err(|e| CliError::failed(format_args!("cannot watch the parent: {e}")))?;
+    }
+    let state = State::open(&args.state).map_err(|e| failed(&e))?;
+    let config = load(&args.cluster.config, &args.state, &state)?;
+    let name = args.node.unwrap_or_else(host_name);
+    let security = config.security(&args.cluster.key).map_err(|e| failed(&e))?;
+    let recorder: Arc<dyn Recorder> = Arc::new(NullRecorder);
+    let node = Node::new(
+        &name,
+        config,
+        security.clone(),
+        state,
+        recorder.clone(),
+        guard,
+    )
+    .map_err(|e| failed(&e))?;
+    let listen = node.listen().map_err(|e| failed(&e))?;
+    let listen = Listen {
+        security,
+        calls: Some(Arc::new(Control::new(&node))),
+        ..Listen::plain(listen, recorder)
+    };
+    let host = Host::start(listen, &node.pools()).map_err(|e| cluster_failed(&e))?;
+    let ready = Ready {
+        event: "ready",
+        node: name,
+        address: host.address().to_string(),
+        members: host.served().len(),
+        problems: host.problems().iter().map(ToString::to_string).collect(),
+    };
+    node.start(host).map_err(|e| failed(&e))?;
+    output::print(format, &ready, text)?;
+    stop.wait();
+    node.stop();
+    match Arc::into_inner(node).and_then(Node::into_host) {
+        Some(host) => host.close().map_err(|e| cluster_failed(&e)),
+        None => Ok(()),
+    }
+}
+
+/// Runs this very command again as the daemon, and looks after it.
+fn supervise(args: &ServeArgs, stop: &Stop) -> Result<(), CliError> {
+    let state = State::open(&args.state).map_err(|e| failed(&e))?;
+    let config = load(&args.cluster.config, &args.state, &state)?;
+    let security = config.security(&args.cluster.key).map_err(|e| failed(&e))?;
+    // The program as it was started, also after an upgrade has replaced the file.
+    let program = PathBuf::from("/proc/self/exe");
+    let command = || {
+        let mut command = Command::new(&program);
+        command.arg0("trivet");
+        command
+            .args(std::env::args_os().skip(1))
+            .arg("--supervised");
+        command
+    };
+    let status =
+        supervisor::run(command, &config, &security, stop.flag()).map_err(|e| failed(&e))?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(CliError::failed(format_args!(
+            "the daemon ended with {status}"
+        ))),
+    }
+}
+
+/// The configuration, or the last good copy of it where it is not there (`/etc/pve` is not, before
+/// its cluster is up).
+fn load(path: &Path, dir: &Path, state: &State) -> Result<Config, CliError> {
+    match Config::load(path) {
+        Ok(config) => {
+            state.keep_config(&config).map_err(|e| failed(&e))?;
+            Ok(config)
+        }
+        Err(e) => {
+            let copy = dir.join(trivet_node::state::CONFIG_COPY);
+            match Config::load(&copy) {
+                Ok(config) => {
+                    tracing::warn!(error = %e, copy = %copy.display(), "starting from the last good copy");
+                    Ok(config)
+                }
+                Err(_) => Err(failed(&e)),
+            }
+        }
+    }
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname();
+    let name = name.nodename().to_string_lossy().into_owned();
+    name.split('.').next().unwrap_or_default().to_owned()
+}
+
+fn text(r: &Ready) -> String {
+    let mut out = format!(
+        "ready: node {} on {}, members: {}\n",
+        r.node, r.address, r.members
+    );
+    for p in &r.problems {
+        out.push_str(&format!("problem: {p}\n"));
+    }
+    out
+}

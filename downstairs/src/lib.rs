@@ -13,6 +13,7 @@ pub mod log;
 pub mod member;
 pub mod offline;
 pub mod overlay;
+pub mod pledge;
 pub mod pool;
 pub mod region;
 pub mod replica;

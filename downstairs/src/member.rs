@@ -16,11 +16,14 @@
 //! counts as a fresh promise.
 
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::Duration;
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::limits::MAX_GENERATION;
 use trivet_protocol::message::Refusal;
-use trivet_protocol::{Generation, MemberId, Millis, Now, Record, RecordVersion, VolumeId};
+use trivet_protocol::{Generation, MemberId, Millis, Now, Record, RecordVersion, Seq, VolumeId};
+
+use crate::pledge::{Pledge, Promise};
 
 /// What a member keeps durably. Stored as JSON inside a checksummed slot, so that a person can
 /// read it with `trivet region dump`.
@@ -76,8 +79,8 @@ pub enum Store {
 #[derive(Debug)]
 pub struct Member {
     state: MemberState,
-    /// Until when nobody but the promised generation may claim.
-    promised_until: Now,
+    /// The running promise, which renewals extend without asking this.
+    pledge: Arc<Pledge>,
     /// When the promise was made, or this process started.
     since: Now,
 }
@@ -93,11 +96,17 @@ impl Member {
         } else {
             Now::default()
         };
+        let pledge = Arc::new(Pledge::new(&state, promised_until));
         Member {
             state,
-            promised_until,
+            pledge,
             since: now,
         }
+    }
+
+    /// The running promise: what answers renewals.
+    pub fn pledge(&self) -> &Arc<Pledge> {
+        &self.pledge
     }
 
     /// What must be durable.
@@ -112,11 +121,7 @@ impl Member {
 
     /// How long the promise still runs.
     pub fn lease_left(&self, now: Now) -> Millis {
-        if self.state.handed_back {
-            Millis(0)
-        } else {
-            now.until(self.promised_until)
-        }
+        self.pledge.lock().left(now)
     }
 
     /// How long ago the running promise was made.
@@ -124,7 +129,7 @@ impl Member {
         if self.lease_left(now) == Millis(0) {
             return Millis(0);
         }
-        Millis(u64::try_from(now.since(self.since).as_millis()).unwrap_or(u64::MAX))
+        self.promised_for(now)
     }
 
     fn fenced(&self) -> Refusal {
@@ -164,9 +169,11 @@ impl Member {
             let why = format!("generation {} is out of range", g.number);
             return Err(Refusal::BadRequest(why));
         }
+        let pledge = self.pledge.clone();
+        let mut running = pledge.lock();
         let promise = self.state.promise;
         if g == promise && g != Generation::NONE && !self.state.handed_back {
-            self.extend(now);
+            running.extend(now);
             return Ok(Store::Unchanged);
         }
         let higher = g.number > promise.number
@@ -175,41 +182,43 @@ impl Member {
         if !higher {
             return Err(self.fenced());
         }
-        let left = self.lease_left(now);
+        let left = running.left(now);
         if left > Millis(0) {
-            let (holder, held_for) = (self.state.holder.clone(), self.held_for(now));
-            return Err(Refusal::Leased {
-                holder,
-                held_for,
-                left,
-            });
+            return Err(self.leased(now, left));
         }
         self.state.promise = g;
         self.state.holder = node.to_owned();
         self.state.handed_back = false;
         self.since = now;
-        self.promised_until = Now::default();
-        self.extend(now);
+        running.until = Now::default();
+        self.publish(&mut running, now);
         Ok(Store::First)
     }
 
-    fn extend(&mut self, now: Now) {
-        let lease = self.state.record.lease;
-        let until = now + lease.duration() + drift_margin(lease);
-        self.promised_until = self.promised_until.max(until);
+    fn leased(&self, now: Now, left: Millis) -> Refusal {
+        Refusal::Leased {
+            holder: self.state.holder.clone(),
+            held_for: self.promised_for(now),
+            left,
+        }
     }
 
-    /// Renews the promise, also after it ran out, if nobody else has claimed.
+    fn promised_for(&self, now: Now) -> Millis {
+        Millis(u64::try_from(now.since(self.since).as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// What the state says holds for renewals from now on, and runs for a full lease at least.
+    fn publish(&self, running: &mut Promise, now: Now) {
+        running.follow(&self.state);
+        running.extend(now);
+    }
+
+    /// Renews the promise: [`Pledge::renew`].
     ///
     /// # Errors
-    /// [`Refusal::Fenced`], also after a hand-back.
-    pub fn renew(&mut self, now: Now, g: Generation) -> Result<(), Refusal> {
-        self.check(g)?;
-        if self.state.handed_back {
-            return Err(self.fenced());
-        }
-        self.extend(now);
-        Ok(())
+    /// As there.
+    pub fn renew(&self, now: Now, g: Generation, positions: (Seq, Seq)) -> Result<(), Refusal> {
+        self.pledge.renew(now, g, positions)
     }
 
     /// Takes a newer record from the promised generation. One that is here already is confirmed.
@@ -245,7 +254,7 @@ impl Member {
         self.state.removed = lists_us(&self.state.record) && !lists_us(&record);
         self.state.record = record;
         // The lease may have become longer with the record: never promise less than was counted.
-        self.extend(now);
+        self.publish(&mut self.pledge.lock(), now);
         Ok((version, Store::First))
     }
 
@@ -253,6 +262,7 @@ impl Member {
     /// runs on: that only makes others wait.
     pub fn take_back(&mut self, before: MemberState) {
         self.state = before;
+        self.pledge.lock().follow(&self.state);
     }
 
     /// Ends the promise at once.
@@ -262,7 +272,9 @@ impl Member {
     pub fn hand_back(&mut self, g: Generation) -> Result<Store, Refusal> {
         self.check(g)?;
         self.state.handed_back = true;
-        self.promised_until = Now::default();
+        let mut running = self.pledge.lock();
+        running.follow(&self.state);
+        running.until = Now::default();
         Ok(Store::First)
     }
 }
@@ -273,6 +285,7 @@ mod tests {
     use trivet_protocol::{MemberInfo, MemberKind, Position};
 
     const MS: u64 = 1_000_000;
+    const NOWHERE: (Seq, Seq) = (Seq::ZERO, Seq::ZERO);
 
     fn g(number: u64, claim: u128) -> Generation {
         Generation { number, claim }
@@ -337,7 +350,7 @@ mod tests {
     fn a_running_promise_refuses_and_says_who_and_how_long() {
         let mut m = fresh(Now(0));
         let _ = m.claim(Now(0), g(1, 1), "a").unwrap();
-        m.renew(Now(500 * MS), g(1, 1)).unwrap();
+        m.renew(Now(500 * MS), g(1, 1), NOWHERE).unwrap();
         let err = m.claim(Now(1000 * MS), g(2, 2), "b").unwrap_err();
         let margin = drift_margin(Millis(2000));
         let left = Millis(1500 + margin.as_millis() as u64);
@@ -351,7 +364,10 @@ mod tests {
         );
         let over = Now(2500 * MS) + margin;
         assert!(m.claim(over, g(2, 2), "b").is_ok());
-        assert!(m.renew(over, g(1, 1)).is_err(), "the old one is fenced");
+        assert!(
+            m.renew(over, g(1, 1), NOWHERE).is_err(),
+            "the old one is fenced"
+        );
     }
 
     #[test]
@@ -367,7 +383,7 @@ mod tests {
         let mut again = Member::start(m.state().clone(), Now(0));
         assert!(again.claim(Now(1), g(2, 2), "b").is_ok());
         assert!(
-            m.renew(Now(1), g(1, 1)).is_err(),
+            m.renew(Now(1), g(1, 1), NOWHERE).is_err(),
             "what was handed back is not renewed"
         );
     }

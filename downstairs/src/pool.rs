@@ -33,6 +33,10 @@ pub const FORMAT: u32 = 1;
 struct Identity {
     format: u32,
     id: Uuid,
+    /// Its file system copies on write, which is not seen from its kind (a disk image on btrfs):
+    /// set by hand. Then overwrites need space, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    copies_on_write: bool,
 }
 
 /// See the module's head.
@@ -40,6 +44,7 @@ struct Identity {
 pub struct Pool {
     dir: PathBuf,
     id: Uuid,
+    copies_on_write: bool,
 }
 
 /// A region as found in a pool, without opening it.
@@ -86,6 +91,7 @@ impl Pool {
         let identity = Identity {
             format: FORMAT,
             id: Uuid::new_v4(),
+            copies_on_write: false,
         };
         let text = toml::to_string(&identity).map_err(|e| StoreError::Foreign {
             what: what.clone(),
@@ -102,6 +108,7 @@ impl Pool {
         Ok(Pool {
             dir: dir.to_path_buf(),
             id: identity.id,
+            copies_on_write: identity.copies_on_write,
         })
     }
 
@@ -135,6 +142,7 @@ impl Pool {
         Ok(Pool {
             dir: dir.to_path_buf(),
             id: identity.id,
+            copies_on_write: identity.copies_on_write,
         })
     }
 
@@ -163,8 +171,15 @@ impl Pool {
         member: MemberId,
         recorder: Arc<dyn Recorder>,
     ) -> Result<Arc<dyn Disk>> {
-        let dir = self.region_dir(volume, member);
-        Ok(Arc::new(RealDisk::locked(&dir, recorder)?))
+        self.disk(&self.region_dir(volume, member), recorder)
+    }
+
+    fn disk(&self, dir: &Path, recorder: Arc<dyn Recorder>) -> Result<Arc<dyn Disk>> {
+        let mut disk = RealDisk::locked(dir, recorder)?;
+        if self.copies_on_write {
+            disk.set_copies_on_write();
+        }
+        Ok(Arc::new(disk))
     }
 
     /// Makes the directory for a new region or witness, locked, its name durable.
@@ -184,7 +199,7 @@ impl Pool {
             let synced = std::fs::File::open(parent).and_then(|d| d.sync_all());
             synced.map_err(io)?;
         }
-        Ok(Arc::new(RealDisk::locked(&dir, recorder)?))
+        self.disk(&dir, recorder)
     }
 
     /// All regions in the pool, sorted by directory.

@@ -11,6 +11,7 @@
 
 use std::cell::Cell;
 mod control;
+mod prepare;
 mod stream;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -29,8 +30,9 @@ use trivet_protocol::{
 use crate::checkpoint::{CheckpointJob, Step};
 use crate::error::{Result, StoreError};
 use crate::member::{Member, MemberState, Store as Keep};
-use crate::store::{Cursor, ReadJob, Store, SyncJob, Synced};
+use crate::store::{Cursor, ReadJob, Reopen, Store, SyncJob, Synced};
 use crate::witness::Witness;
+use prepare::Preparing;
 
 /// One connection from an upstairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,6 +82,8 @@ struct Conn {
     received: u64,
     /// When the pool was last asked for its free space, and the credit that followed.
     granted: Cell<(Now, u64)>,
+    /// Its pool overwrites in place, as far as was asked.
+    in_place: Cell<bool>,
     /// It wants to hear of everything durable up to here.
     sync_to: Option<Seq>,
     /// Frames that wait for room in the log, in order.
@@ -106,6 +110,10 @@ pub struct Replica {
     syncing: bool,
     sync_wanted: bool,
     checkpointing: bool,
+    /// The last checkpoint found no space in the pool.
+    full: bool,
+    /// A resync is about to begin.
+    preparing: Option<Preparing>,
     /// The pool was found nearly full.
     cramped: Cell<bool>,
     /// When a checkpoint was last begun for that reason.
@@ -155,6 +163,8 @@ impl Replica {
             syncing: false,
             sync_wanted: false,
             checkpointing: false,
+            full: false,
+            preparing: None,
             cramped: Cell::new(false),
             relieved: Now::default(),
             now,
@@ -236,10 +246,52 @@ impl Replica {
     /// # Errors
     /// The disk fails; the region is then as after a crash.
     pub fn close(&mut self) -> Result<()> {
+        let ending = "it is shutting down".to_owned();
+        self.member.pledge().refuse(Some(ending));
         match std::mem::replace(&mut self.keeper, Keeper::Closed) {
             Keeper::Region(store) => store.close(),
             Keeper::Witness(_) | Keeper::Closed => Ok(()),
         }
+    }
+
+    /// What opens the region anew, if its disk failed and nothing of the old opening is under way
+    /// any more. To be run without the lock; then [`Replica::reopened`].
+    pub fn begin_reopen(&self) -> Option<Reopen> {
+        let store = self.store()?;
+        store.poisoned()?;
+        (!self.syncing && !self.checkpointing).then(|| store.reopen())
+    }
+
+    /// Whether the region's disk failed.
+    pub fn disk_is_bad(&self) -> bool {
+        self.store().is_some_and(|s| s.poisoned().is_some())
+    }
+
+    /// The region was opened anew. All that was known besides what is on the disk is forgotten, as
+    /// after a crash; whoever is connected starts over.
+    ///
+    /// # Errors
+    /// The member's state is damaged: nothing has changed.
+    pub fn reopened(&mut self, now: Now, mut store: Store, out: &mut Vec<Out>) -> Result<()> {
+        let state = decode_state(&store.member_state())?;
+        if let Some(old) = self.store() {
+            store.succeed(old);
+        }
+        self.member = Member::start(state, now);
+        self.opens = store.opens();
+        self.keeper = Keeper::Region(Box::new(store));
+        self.stream = None;
+        self.sync_wanted = false;
+        self.full = false;
+        self.preparing = None;
+        for (conn, c) in &mut self.conns {
+            c.failed = true;
+            c.parked.clear();
+            c.parked_bytes = 0;
+            c.sync_to = None;
+            out.push(Out::Close(*conn, "the region was opened anew".into()));
+        }
+        Ok(())
     }
 
     fn store_mut(&mut self) -> Result<&mut Store, Refusal> {
@@ -280,8 +332,19 @@ impl Replica {
         if keep == Keep::Unchanged {
             return Ok(());
         }
-        self.keep_state()
-            .inspect_err(|_| self.member.take_back(before))
+        let kept = self.keep_state();
+        self.member.pledge().stored(kept.is_ok());
+        if kept.is_err() {
+            self.member.take_back(before);
+        }
+        kept
+    }
+
+    /// A region whose disk failed renews no promise: what it last stored is not known.
+    fn heed_poison(&mut self) {
+        if let Some(why) = self.store().and_then(Store::poisoned) {
+            self.member.pledge().refuse(Some(why.to_owned()));
+        }
     }
 
     // ---- connections ----
@@ -299,6 +362,7 @@ impl Replica {
     /// A frame arrived.
     pub fn frame(&mut self, now: Now, conn: ConnId, frame: Frame, out: &mut Vec<Out>) {
         let streams = self.stream == Some(conn);
+        let preparing = self.prepares(conn);
         let Some(c) = self.conns.get_mut(&conn) else {
             return;
         };
@@ -308,9 +372,9 @@ impl Replica {
             self.recorder.count("downstairs.late_frames", 1);
             return;
         }
-        // Frames of the ordered stream keep their order behind one that waits for room. What
-        // keeps the lease alive does not wait.
-        if !c.parked.is_empty() && in_order(&frame) {
+        // Frames of the ordered stream keep their order behind one that waits for room, or for the
+        // jump that begins a resync. What keeps the lease alive does not wait.
+        if (preparing || !c.parked.is_empty()) && in_order(&frame) {
             c.parked_bytes += frame.wire_len();
             c.parked.push_back(frame);
             if c.parked_bytes > PARKED {
@@ -345,6 +409,7 @@ impl Replica {
     /// Everybody connected is told; the store is poisoned.
     fn disk_failed(&mut self, e: StoreError, what: &str, out: &mut Vec<Out>) {
         tracing::error!(error = %e, what, "the region takes nothing more");
+        self.heed_poison();
         let refused = Reply::Refused(refusal(e));
         let conns: Vec<_> = self.conns.keys().copied().collect();
         conns
@@ -373,6 +438,7 @@ impl Replica {
         };
         if let Err(refusal) = result {
             self.recorder.count("downstairs.refusals", 1);
+            self.heed_poison();
             self.reply(conn, 0, &Reply::Refused(refusal), out);
             self.fail(conn, out);
         }

@@ -4,7 +4,8 @@
 //! **Space credits.** Each [`crate::frame::Kind::Durable`] and [`Welcome`] states how many bytes
 //! of new data the upstairs may have sent in all since this connection began. The upstairs counts
 //! every written byte as new; it stops with ENOSPC before it passes the smallest limit of its
-//! in-sync set. So a full pool is an error to the writer, never a broken promise (design 5).
+//! in-sync set, but for batches that only write over what is written, where all their pools
+//! overwrite in place. So a full pool is an error to the writer, never a broken promise (design 5).
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -78,6 +79,14 @@ pub enum Request {
     },
     /// Find out how the member is. Answered with [`Reply::Welcome`].
     Status,
+    /// First on a connection that carries nothing but [`Request::Renew`], so that no load and no
+    /// disk can keep a renewal waiting. Answered with [`Reply::Done`].
+    Attend {
+        /// The volume.
+        volume: VolumeId,
+        /// The member that should be there.
+        member: Option<MemberId>,
+    },
 }
 
 /// From a member to the upstairs.

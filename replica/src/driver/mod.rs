@@ -2,11 +2,14 @@
 //!
 //! Threads: for each link one that connects and reads and one that writes when a socket is full;
 //! one that makes time pass, and one that looks after the links ([`ways`]). Callers' own threads do
-//! the rest: they order, send and, for reads from a replica in this process, read and verify.
+//! the rest: they order, send and, for reads from a replica in this process, read and verify. The
+//! lease has threads of its own ([`lease`]), which never run what may wait: one that asks for
+//! renewals, and for each link one that hears the answers.
 //!
 //! Locks: the state machine's is taken for microseconds and never held over a system call. Frames
 //! are queued on their links under it, so that each stream has the state machine's order.
 
+mod lease;
 mod link;
 mod members;
 mod ways;
@@ -105,6 +108,8 @@ struct Inner {
     local: Option<Arc<dyn LocalReplica>>,
     recorder: Arc<dyn Recorder>,
     notices: Mutex<mpsc::Sender<Notice>>,
+    /// What the lease's threads leave to be done by the one that makes time pass.
+    handed: Mutex<Vec<Todo>>,
     stop: AtomicBool,
 }
 
@@ -116,6 +121,16 @@ struct Todo {
     verify: Vec<Verify>,
     done: Vec<Box<dyn FnOnce() + Send>>,
     room: bool,
+}
+
+impl Todo {
+    fn is_empty(&self) -> bool {
+        self.kick.is_empty()
+            && self.reset.is_empty()
+            && self.verify.is_empty()
+            && self.done.is_empty()
+            && !self.room
+    }
 }
 
 /// An active (or activating) upstairs as a volume.
@@ -176,6 +191,7 @@ impl ReplicatedVolume {
             local: start.local,
             recorder: start.recorder,
             notices: Mutex::new(notices),
+            handed: Mutex::default(),
             stop: AtomicBool::new(false),
         });
         let mut threads = Vec::new();
@@ -183,8 +199,9 @@ impl ReplicatedVolume {
         for ((link, addresses), node) in links.zip(start.addresses).zip(nodes) {
             inner.open_way(link, Way::new(node, addresses, false))?;
         }
-        let (ticker, keeper) = (inner.clone(), inner.clone());
-        threads.push(spawn("lease".into(), move || ticker.run_ticks())?);
+        let (ticker, keeper, renewer) = (inner.clone(), inner.clone(), inner.clone());
+        threads.push(spawn("time".into(), move || ticker.run_ticks())?);
+        threads.push(spawn("lease".into(), move || renewer.run_renewals())?);
         threads.push(spawn("links".into(), move || keeper.look_after_links())?);
         Ok((
             ReplicatedVolume {
@@ -339,6 +356,15 @@ impl Inner {
                         todo.kick.push(link);
                     }
                 }
+                Effect::Renew(link, frame) => {
+                    if let Some(l) = self.links.get(link.index())
+                        && !l.lease.send(&frame.frame)
+                        && l.push(frame)
+                        && !todo.kick.contains(&link)
+                    {
+                        todo.kick.push(link);
+                    }
+                }
                 Effect::Reset(link) => todo.reset.push(link),
                 Effect::Verify(v) => todo.verify.push(v),
                 Effect::Room => todo.room = true,
@@ -391,11 +417,37 @@ impl Inner {
     }
 
     fn run_ticks(&self) {
-        // Best effort: without the privilege the thread runs as any other.
-        let _ = rustix::process::setpriority_process(None, -10);
+        lease::prefer();
         while !self.stopped() {
             self.with(|u, now| u.tick(now));
+            let handed = std::mem::take(&mut *self.handed());
+            handed.into_iter().for_each(|todo| self.perform(todo));
             thread::park_timeout(TICK);
+        }
+    }
+
+    fn handed(&self) -> MutexGuard<'_, Vec<Todo>> {
+        // Whole at any moment.
+        self.handed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for renewals in time, and does nothing else.
+    fn run_renewals(&self) {
+        lease::prefer();
+        while !self.stopped() {
+            self.with_lease(|u, now| u.tick_renewals(now));
+            thread::park_timeout(TICK);
+        }
+    }
+
+    /// As [`Inner::with`], for threads that must not run what may wait.
+    fn with_lease(&self, f: impl FnOnce(&mut Upstairs, Now)) {
+        let mut state = self.lock();
+        f(&mut state.upstairs, boot_time());
+        let todo = self.collect(&mut state);
+        drop(state);
+        if !todo.is_empty() {
+            self.handed().push(todo);
         }
     }
 

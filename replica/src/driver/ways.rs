@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use trivet_protocol::io::FrameReader;
 use trivet_transport::{Connection, Expect, TransportError};
 
+use super::lease::Attendant;
 use super::{Inner, spawn};
 use crate::upstairs::LinkId;
 
@@ -198,7 +199,7 @@ impl Inner {
                     in_vain = 0;
                     let began = Instant::now();
                     way.connected(link, at);
-                    let refused = self.serve_link(link, way, connection);
+                    let refused = self.serve_with_lease(link, way, at, connection);
                     self.tell_trouble(way, way.addresses[at], refused);
                     lock(&way.road).using = None;
                     if began.elapsed() < LASTING {
@@ -237,6 +238,46 @@ impl Inner {
             tracing::warn!(volume = %self.volume, node = way.node, to = %address, why, "no connection");
             road.told = Some(why);
         }
+    }
+
+    /// A link's connection, with the one for renewals beside it, to the same address.
+    fn serve_with_lease(
+        &self,
+        link: LinkId,
+        way: &Way,
+        at: usize,
+        connection: Connection,
+    ) -> Option<String> {
+        let ended = AtomicBool::new(false);
+        let connect = || {
+            let security = &self.security;
+            security.connect_within(way.addresses[at], &way.expect, CONNECT, HANDSHAKE)
+        };
+        let attendant = Attendant {
+            door: &self.links[link.index()].lease,
+            connect: &connect,
+            versions: self.versions,
+            volume: self.volume,
+            ended: &ended,
+        };
+        thread::scope(|scope| {
+            let name = thread::Builder::new().name(format!("lease-{}", link.0));
+            let renewals = name.spawn_scoped(scope, || self.attend(link, &attendant));
+            let refused = self.serve_link(link, way, connection);
+            // Without that thread renewals went with the stream.
+            if let Ok(thread) = renewals {
+                attendant.end(thread.thread());
+                // A panic was reported by the panic itself.
+                let _ = thread.join();
+            }
+            refused
+        })
+    }
+
+    fn attend(&self, link: LinkId, attendant: &Attendant<'_>) {
+        let member = || self.lock().upstairs.member_at(link);
+        let answer = |frame| self.with_lease(|u, now| u.frame(now, link, frame));
+        attendant.run(member, answer);
     }
 
     /// To the end of the connection; returns why the member will have none.

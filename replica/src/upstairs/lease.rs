@@ -83,24 +83,27 @@ impl Upstairs {
             .duration()
     }
 
-    pub(super) fn tick_lease(&mut self, now: Now) {
+    /// Asks for renewals when they are due, and does nothing else: for a thread that does nothing
+    /// else either, however busy the one is that calls [`Upstairs::tick`].
+    pub fn tick_renewals(&mut self, now: Now) {
         let holds = match &self.phase {
             Phase::Active => true,
             Phase::Activating(a) => a.holds_claim(),
             _ => false,
         };
-        if !holds {
+        if !holds || now.since(self.last_renew) < self.renew_interval() {
             return;
         }
-        if now.since(self.last_renew) >= self.renew_interval() {
-            self.last_renew = now;
-            for link in self.links() {
-                if self.peer(link).granted {
-                    self.ask(now, link, Ask::Renew, &Request::Renew);
-                }
+        self.last_renew = now;
+        for link in self.links() {
+            if self.peer(link).granted {
+                self.ask(now, link, Ask::Renew, &Request::Renew);
             }
-            self.forget_lost_questions(now);
         }
+        self.forget_lost_questions(now);
+    }
+
+    pub(super) fn tick_lease(&mut self, now: Now) {
         if !self.is_active() || self.lease_valid(now) {
             return;
         }

@@ -28,6 +28,7 @@ mod peer;
 mod reads;
 mod reign;
 mod resync;
+mod scarce;
 mod status;
 mod stream;
 mod types;
@@ -54,6 +55,7 @@ use history::History;
 use membership::Pending;
 use peer::Peer;
 use reads::Reads;
+use scarce::{Room, Scarce};
 
 /// Life of an upstairs. Transitions go through [`Upstairs::enter`]:
 /// Idle → Asking ⇄ Waiting, Asking → Claiming → Leveling → Settling → Active; Claiming and
@@ -86,6 +88,7 @@ pub struct Upstairs {
     /// Flushes that wait for the commit position to reach a place.
     flushes: BTreeMap<Seq, Vec<WaitId>>,
     reads: Reads,
+    scarce: Scarce,
     next_request: u64,
     asked: BTreeMap<u64, Asked>,
     /// Completions held back while the lease is not valid (invariant 2).
@@ -128,6 +131,8 @@ enum Ask {
     ChangedAtTarget,
     SumsAtSource(LinkId, u64),
     SumsAtTarget(u64),
+    /// Which blocks are written: see [`scarce`].
+    Written,
 }
 
 impl Upstairs {
@@ -148,6 +153,7 @@ impl Upstairs {
             commit: Seq::ZERO,
             flushes: BTreeMap::new(),
             reads: Reads::default(),
+            scarce: Scarce::default(),
             next_request: 1,
             asked: BTreeMap::new(),
             withheld: Vec::new(),
@@ -238,8 +244,16 @@ impl Upstairs {
         if !batch.frees()
             && let Some(e) = self.no_credit(batch.data_len() as u64)
         {
-            return Submitted::Failed(e);
+            match self.room_for(now, batch, e) {
+                Room::Overwrites => {}
+                Room::Asking => {
+                    self.room_wanted = true;
+                    return Submitted::Full;
+                }
+                Room::None(e) => return Submitted::Failed(e),
+            }
         }
+        self.scarce.ordered(batch);
         let seq = self.history.push(self.generation.number, batch.clone());
         self.pump_all();
         Submitted::At(seq)
@@ -384,7 +398,17 @@ impl Upstairs {
             },
         );
         let header = self.header(Kind::Request, id);
-        self.send(link, header, message::encode(request));
+        if let Request::Renew = request {
+            let frame = Frame {
+                header,
+                meta: message::encode(request),
+                data: Vec::new(),
+            };
+            let out = OutFrame { frame, crc: None };
+            self.out.push(Effect::Renew(link, out));
+        } else {
+            self.send(link, header, message::encode(request));
+        }
         id
     }
 
@@ -420,6 +444,7 @@ impl Upstairs {
         peer.disconnected(now);
         self.asked.retain(|_, a| a.link != link);
         self.peer_mut(link).closing = false;
+        self.scarce.link_lost(link);
         self.resync_link_lost(now, link);
         self.reads_link_lost(now, link);
         self.activation_link_lost(now, link);
@@ -477,6 +502,8 @@ impl Upstairs {
             return;
         }
         match reply {
+            Reply::Sums(sums) if asked.what == Ask::Written => self.on_written(now, id, Some(sums)),
+            Reply::Refused(_) if asked.what == Ask::Written => self.on_written(now, id, None),
             Reply::Refused(refusal) => self.on_refused(now, link, asked.what, refusal),
             Reply::Welcome(w) => self.on_welcome(now, link, asked.sent, w),
             Reply::Granted(w) => self.on_granted(now, link, asked.sent, w),
@@ -517,6 +544,14 @@ impl Upstairs {
         if gone && self.ask_who_is_there(now, link) {
             return;
         }
+        // Renewals are in no order with claims: one of an earlier generation of ours may arrive
+        // after the claim of the present one, and is refused in our own favour.
+        if let Refusal::Fenced { promise, .. } = &refusal
+            && what == Ask::Renew
+            && *promise == self.generation
+        {
+            return;
+        }
         match (&refusal, &self.phase) {
             (Refusal::Fenced { promise, holder }, Phase::Active)
                 if promise.number > self.generation.number
@@ -555,6 +590,7 @@ impl Upstairs {
     /// Time passes; to be called at least every 10 ms or so. Drives renewals, time-outs, syncs.
     pub fn tick(&mut self, now: Now) {
         self.tick_activation(now);
+        self.tick_renewals(now);
         self.tick_lease(now);
         if self.is_active() {
             self.tick_sync(now);

@@ -79,6 +79,8 @@ pub struct Peer {
     pub sent_bytes: u64,
     /// See [`trivet_protocol::message`].
     pub credit: u64,
+    /// Its pool overwrites in place: that takes no new space.
+    pub in_place: bool,
     /// As `credit`, but what it said last: less when others use up its pool. When that was.
     pub room: (u64, Now),
     /// Its data cannot be counted; why.
@@ -89,6 +91,8 @@ pub struct Peer {
     pub fenced: Option<Now>,
     /// When it was last asked to accept our claim while we serve.
     pub claimed: Now,
+    /// It let a read wait too long and has answered nothing since: others are asked first.
+    pub slow: bool,
     /// It is being brought back.
     pub resync: Option<Resync>,
 }
@@ -119,11 +123,13 @@ impl Peer {
             progress: Now::default(),
             sent_bytes: 0,
             credit: 0,
+            in_place: false,
             room: (0, Now::default()),
             unusable: None,
             mixed: false,
             fenced: None,
             claimed: Now::default(),
+            slow: false,
             resync: None,
         }
     }
@@ -179,6 +185,7 @@ impl Peer {
         self.credit = 0;
         self.room = (0, Now::default());
         self.closing = false;
+        self.slow = false;
     }
 
     /// Its answers count for durability and it can serve reads, as far as it itself goes:

@@ -3,7 +3,7 @@
 use trivet_protocol::message::DataState;
 use trivet_protocol::{MemberId, MemberKind, Millis, Now, Seq};
 
-use super::{Phase, ResyncStatus, Upstairs};
+use super::{LinkId, Phase, ResyncStatus, Upstairs};
 
 /// One member, as the active upstairs sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,13 @@ pub struct Status {
 }
 
 impl Upstairs {
+    /// Who was found at a link's end, once its connection stands and it answered.
+    pub fn member_at(&self, link: LinkId) -> Option<MemberId> {
+        let peer = self.peers.get(link.index())?;
+        peer.welcome.as_ref().filter(|_| peer.up)?;
+        peer.member
+    }
+
     /// See [`Status`].
     pub fn status(&self, now: Now) -> Status {
         let members: Vec<MemberStatus> = self

@@ -104,10 +104,16 @@ impl Upstairs {
         }
         let upto = Seq(header.seq);
         let peer = self.peer_mut(link);
+        peer.slow = false;
+        peer.in_place = header.commit > Seq::ZERO;
         peer.credit = peer.credit.max(header.aux);
         peer.room = (header.aux, now);
         if peer.stream != Stream::On || upto > peer.sent {
             return;
+        }
+        // It waits for room in its log, and makes some: that is no standstill.
+        if header.trim > Seq::ZERO {
+            peer.progress = now;
         }
         if upto > peer.durable {
             peer.durable = upto;

@@ -197,7 +197,9 @@ impl World {
             }
             for e in effects {
                 match e {
-                    Effect::Send(link, out) => self.deliver(link.0 as usize, out.frame),
+                    Effect::Send(link, out) | Effect::Renew(link, out) => {
+                        self.deliver(link.0 as usize, out.frame);
+                    }
                     other => self.effects.push(other),
                 }
             }

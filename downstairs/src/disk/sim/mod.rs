@@ -425,6 +425,7 @@ impl Disk for SimDir {
         let total = s.capacity.unwrap_or(1 << 50);
         Ok(Space {
             free: total.saturating_sub(s.used),
+            copies_on_write: true,
             total,
         })
     }

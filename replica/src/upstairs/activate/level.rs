@@ -36,6 +36,7 @@ impl Upstairs {
             record.losses += 1;
         }
         let lowest = chosen.iter().map(|c| c.2).min().unwrap_or(table.end().seq);
+        self.scarce.forget();
         self.history = History::adopt(table, lowest);
         self.commit = Seq::ZERO;
         self.record = Some(record);

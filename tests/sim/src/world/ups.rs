@@ -103,7 +103,7 @@ impl World {
             .as_ref()
             .map_or(0, |c| c.generation().number);
         match effect {
-            Effect::Send(link, out) => {
+            Effect::Send(link, out) | Effect::Renew(link, out) => {
                 if let Some(conn) = self.ups[up].links[link.index()] {
                     self.send(conn, 0, out.frame);
                 }

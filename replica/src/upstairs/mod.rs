@@ -519,6 +519,9 @@ impl Upstairs {
                         self.notice(Notice::LinkRefused { link, why });
                     }
                 }
+                Ask::SumsAtTarget(id) if matches!(refusal, Refusal::Disk(_)) => {
+                    self.target_sums_unknown(now, link, id);
+                }
                 Ask::BeginResync
                 | Ask::FinishResync
                 | Ask::ChangedAtSource(_)

@@ -576,6 +576,9 @@ impl Upstairs {
                     self.peer_mut(link).refused = Some(why.clone());
                     self.tell_refused(link, why);
                 }
+                Ask::SumsAtTarget(id) if matches!(refusal, Refusal::Disk(_)) => {
+                    self.target_sums_unknown(now, link, id);
+                }
                 Ask::BeginResync
                 | Ask::FinishResync
                 | Ask::ChangedAtSource(_)

@@ -9,7 +9,8 @@
 //! - While the promise runs nobody else's claim is accepted, and for one full lease after each
 //!   start either, unless the holder handed it back durably (2). The holder counts from when it
 //!   sent its request, the member from receipt plus [`drift_margin`].
-//! - Records only go up in version (6). A record without this member removes it for ever.
+//! - Records only go up in version (6). A record without this member removes it for ever, once it
+//!   was listed: one that was made ready to be added is not listed until it has been.
 //!
 //! A crash leaves the last stored state; the running promise is forgotten, which is why a start
 //! counts as a fresh promise.
@@ -17,6 +18,7 @@
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use trivet_protocol::breaks::{self, Break};
+use trivet_protocol::limits::MAX_GENERATION;
 use trivet_protocol::message::Refusal;
 use trivet_protocol::{Generation, MemberId, Millis, Now, Record, RecordVersion, VolumeId};
 
@@ -40,7 +42,8 @@ pub struct MemberState {
 }
 
 impl MemberState {
-    /// State of a new member, from the record that lists it.
+    /// State of a new member: of a new volume, from the record that lists it; of one that exists,
+    /// from a copy of the present record, which does not list it yet.
     pub fn new(member: MemberId, record: Record) -> MemberState {
         MemberState {
             member,
@@ -157,6 +160,10 @@ impl Member {
     /// Why not.
     pub fn claim(&mut self, now: Now, g: Generation, node: &str) -> Result<Store, Refusal> {
         self.not_removed()?;
+        if g.number > MAX_GENERATION {
+            let why = format!("generation {} is out of range", g.number);
+            return Err(Refusal::BadRequest(why));
+        }
         let promise = self.state.promise;
         if g == promise && g != Generation::NONE && !self.state.handed_back {
             self.extend(now);
@@ -234,7 +241,8 @@ impl Member {
                 self.state.record.version
             )));
         }
-        self.state.removed = record.member(self.state.member).is_none();
+        let lists_us = |r: &Record| r.member(self.state.member).is_some();
+        self.state.removed = lists_us(&self.state.record) && !lists_us(&record);
         self.state.record = record;
         // The lease may have become longer with the record: never promise less than was counted.
         self.extend(now);
@@ -391,5 +399,39 @@ mod tests {
             again.claim(far, g(9, 9), "b"),
             Err(Refusal::Removed(_))
         ));
+    }
+
+    #[test]
+    fn one_that_was_made_ready_is_not_removed_by_records_from_before_it_was_added() {
+        let new = MemberId::from_bytes([5; 16]);
+        let mut m = Member::start(MemberState::new(new, record()), Now(0));
+        let _ = m.claim(Now(0), g(1, 1), "a").unwrap();
+        let mut r = record();
+        let version = |number| RecordVersion {
+            generation: 1,
+            number,
+        };
+        r.version = version(0);
+        assert!(m.put_record(Now(0), g(1, 1), r.clone()).is_ok());
+        assert!(m.check(g(1, 1)).is_ok(), "not listed yet is not removed");
+        let mut info = r.members[0].clone();
+        info.id = new;
+        r.members.push(info);
+        r.version = version(1);
+        assert!(m.put_record(Now(0), g(1, 1), r.clone()).is_ok());
+        r.members.pop();
+        r.version = version(2);
+        assert!(m.put_record(Now(0), g(1, 1), r).is_ok());
+        assert!(matches!(m.check(g(1, 1)), Err(Refusal::Removed(_))));
+    }
+
+    #[test]
+    fn a_number_from_which_none_could_follow_is_refused() {
+        let mut m = fresh(Now(0));
+        for number in [u64::MAX, u64::MAX - 1, MAX_GENERATION + 1] {
+            let refused = m.claim(Now(0), g(number, 1), "a");
+            assert!(matches!(refused, Err(Refusal::BadRequest(_))), "{number}");
+        }
+        assert!(m.claim(Now(0), g(7, 1), "a").is_ok());
     }
 }

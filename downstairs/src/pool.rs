@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! POOL/pool.toml                      who the pool is
-//! POOL/VOLUME-ID/MEMBER-ID/           one region
+//! POOL/VOLUME-ID/MEMBER-ID/           one region, or one witness
 //! ```
 //!
 //! The id file is what tells a mounted disk from an empty mount point: a pool without it is
@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::disk::{Disk, RealDisk, Space};
 use crate::error::{Result, StoreError};
 use crate::region::Region;
+use crate::witness;
 
 /// Name of the id file.
 pub const FILE: &str = "pool.toml";
@@ -48,6 +49,15 @@ pub struct Found {
     pub dir: PathBuf,
     /// Who it is, or why that cannot be told.
     pub region: Result<Region>,
+}
+
+/// A witness as found in a pool, without opening it.
+#[derive(Debug)]
+pub struct FoundWitness {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Who it is, or why that cannot be told.
+    pub witness: Result<witness::Identity>,
 }
 
 impl Pool {
@@ -138,12 +148,12 @@ impl Pool {
         &self.dir
     }
 
-    /// Directory of a region.
+    /// Directory of a region or witness.
     pub fn region_dir(&self, volume: VolumeId, member: MemberId) -> PathBuf {
         self.dir.join(volume.to_string()).join(member.to_string())
     }
 
-    /// The directory of a region that exists, locked.
+    /// The directory of a region or witness that exists, locked.
     ///
     /// # Errors
     /// There is none, or another process uses it.
@@ -157,7 +167,7 @@ impl Pool {
         Ok(Arc::new(RealDisk::locked(&dir, recorder)?))
     }
 
-    /// Makes the directory for a new region, locked, its name durable.
+    /// Makes the directory for a new region or witness, locked, its name durable.
     ///
     /// # Errors
     /// The disk fails, or another process uses it.
@@ -185,9 +195,29 @@ impl Pool {
         let mut found = Vec::new();
         for volume in ids_in(&self.dir)? {
             for dir in ids_in(&volume)? {
+                if dir.join(witness::FILE).exists() {
+                    continue;
+                }
                 let disk = RealDisk::read_only(&dir);
                 let region = Region::load(&disk);
                 found.push(Found { dir, region });
+            }
+        }
+        Ok(found)
+    }
+
+    /// All witnesses in the pool, sorted by directory.
+    ///
+    /// # Errors
+    /// The pool cannot be listed.
+    pub fn witnesses(&self) -> Result<Vec<FoundWitness>> {
+        let mut found = Vec::new();
+        for volume in ids_in(&self.dir)? {
+            for dir in ids_in(&volume)? {
+                if dir.join(witness::FILE).exists() {
+                    let witness = witness::Identity::load(&RealDisk::read_only(&dir));
+                    found.push(FoundWitness { dir, witness });
+                }
             }
         }
         Ok(found)

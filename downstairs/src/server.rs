@@ -284,6 +284,21 @@ fn nanos(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Whom a connection is for: the member that is expected, else the one that counts today.
+pub fn chosen(served: &[Arc<Served>], expected: Option<MemberId>) -> Option<Arc<Served>> {
+    let standing = |s: &&Arc<Served>| {
+        s.with(|r| {
+            let state = r.member().state();
+            let listed = state.record.member(state.member).is_some();
+            (!state.removed, listed, state.record.version)
+        })
+    };
+    let named = served.iter().find(|s| Some(s.member()) == expected);
+    named
+        .or_else(|| served.iter().max_by_key(standing))
+        .cloned()
+}
+
 type Frames = FrameReader<Reader>;
 
 impl Conn {
@@ -336,7 +351,8 @@ pub struct Server {
 }
 
 struct Inner {
-    members: RwLock<HashMap<VolumeId, Arc<Served>>>,
+    /// More than one of a volume where one takes the place of another.
+    members: RwLock<HashMap<VolumeId, Vec<Arc<Served>>>>,
     calls: Option<Arc<dyn CallHandler>>,
     stop: AtomicBool,
 }
@@ -386,7 +402,7 @@ impl Server {
             .members
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        members.insert(served.volume(), served);
+        members.entry(served.volume()).or_default().push(served);
         Ok(())
     }
 }
@@ -400,7 +416,7 @@ impl Drop for Server {
             .members
             .read()
             .unwrap_or_else(PoisonError::into_inner);
-        members.values().for_each(|m| m.stop());
+        members.values().flatten().for_each(|m| m.stop());
         drop(members);
         for t in std::mem::take(&mut *lock(&self.threads)) {
             // A panic was reported where it happened.
@@ -461,8 +477,10 @@ impl Inner {
 
     /// The member that a hello asks for.
     fn wanted(&self, conn: &Conn, hello: &Frame) -> Result<Arc<Served>, Refusal> {
-        let volume = match message::decode::<Request>(&hello.meta) {
-            Ok(Request::Hello { volume, .. }) if hello.header.kind == Kind::Request => volume,
+        let (volume, member) = match message::decode::<Request>(&hello.meta) {
+            Ok(Request::Hello { volume, member, .. }) if hello.header.kind == Kind::Request => {
+                (volume, member)
+            }
             _ => return Err(Refusal::BadRequest("it did not say hello".into())),
         };
         let peer = conn.writer.peer();
@@ -472,7 +490,9 @@ impl Inner {
             return Err(Refusal::BadRequest(why));
         }
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-        members.get(&volume).cloned().ok_or_else(|| {
+        let served = members.get(&volume).cloned().unwrap_or_default();
+        drop(members);
+        chosen(&served, member).ok_or_else(|| {
             let why = format!("volume {volume} is not on this node; look at its configuration");
             Refusal::NotHere(why)
         })

@@ -14,9 +14,11 @@
 
 pub mod agent;
 pub mod client;
+mod clients;
 pub mod config;
 pub mod control;
 mod error;
+pub mod events;
 pub mod guard;
 pub mod messages;
 pub mod net;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use trivet_cluster::{Attach, Host, Reach, attach};
+use trivet_nfs::export::ExportSpec;
 use trivet_protocol::message::DataState;
 use trivet_protocol::{MemberKind, Recorder, VolumeId};
 use trivet_replica::driver::ReplicatedVolume;
@@ -25,9 +26,11 @@ use trivet_transport::{Expect, Security};
 use crate::agent::{Candidate, FRESH};
 use crate::config::{Config, NodeConfig, Role as NodeRole, VolumeConfig};
 use crate::error::{NodeError, Result};
+use crate::events::Events;
 use crate::guard::Guard;
 use crate::messages::{
-    Answer, Ask, ClusterReport, Heard, MemberReport, Promote, Report, Standing, VolumeReport, Want,
+    Answer, Ask, ClusterReport, EventKind, Heard, MemberReport, Promote, Report, Standing,
+    VolumeReport, Want,
 };
 use crate::role::Role;
 use crate::state::State;
@@ -50,6 +53,7 @@ pub struct Node {
     state: Mutex<State>,
     recorder: Arc<dyn Recorder>,
     guard: Arc<Guard>,
+    events: Events,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stop: AtomicBool,
 }
@@ -95,6 +99,7 @@ impl Node {
             state: Mutex::new(state),
             recorder,
             guard: Arc::new(guard),
+            events: Events::start(name).map_err(NodeError::Thread)?,
             threads: Mutex::default(),
             stop: AtomicBool::new(false),
         }))
@@ -109,17 +114,10 @@ impl Node {
         let _ = self.host.set(host);
         let config = self.config();
         for other in config.nodes.iter().filter(|n| n.name != self.name) {
-            let (node, name) = (self.clone(), other.name.clone());
-            let thread = thread::Builder::new()
-                .name(format!("ask-{name}"))
-                .spawn(move || node.listen_to(&name))
-                .map_err(NodeError::Thread)?;
-            lock(&self.threads).push(thread);
+            self.ask_from_now_on(&other.name)?;
         }
         for volume in &config.volumes {
-            let role = Arc::new(Role::start(self, volume)?);
-            let mut roles = self.roles.write().unwrap_or_else(PoisonError::into_inner);
-            roles.insert(volume.name.clone(), role);
+            self.start_role(volume)?;
         }
         Ok(())
     }
@@ -197,6 +195,18 @@ impl Node {
         &self.recorder
     }
 
+    /// Something happened that people should know.
+    pub fn event(&self, kind: EventKind, volume: Option<&str>, text: String) {
+        let config = self.config();
+        self.events
+            .happened(config.notify.as_deref(), kind, volume, text);
+    }
+
+    /// What happened lately.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// What outlives this process.
     pub fn guard(&self) -> &Arc<Guard> {
         &self.guard
@@ -263,12 +273,12 @@ impl Node {
                 .iter()
                 .filter(|n| n.is(NodeRole::Replica) || n.is(NodeRole::Witness))
         };
-        let hosts = keepers().filter_map(|n| {
-            Some(Reach {
+        let hosts = keepers()
+            .filter(|n| !n.addresses.is_empty())
+            .map(|n| Reach {
                 node: n.name.clone(),
-                address: *n.addresses.first()?,
-            })
-        });
+                addresses: n.addresses.clone(),
+            });
         let served = self.host().and_then(|h| h.member_of(volume.id));
         let place = keepers().position(|n| n.name == self.name);
         Ok(attach(Attach {
@@ -283,6 +293,87 @@ impl Node {
             wait_for_lease: p.wait,
             accept_data_loss: p.accept_data_loss,
         })?)
+    }
+
+    /// Puts another configuration in force, as far as that goes while everything runs: peers,
+    /// exports, preferences, new nodes and volumes. This node's own addresses and pools stay as
+    /// they are until the next start.
+    ///
+    /// # Errors
+    /// It does not name this node, or drops a volume that is active here; nothing is changed then.
+    pub fn reload(self: &Arc<Self>, config: Config) -> Result<()> {
+        let before = self.config();
+        if config.node(&self.name).is_none() {
+            let all: Vec<&str> = config.nodes.iter().map(|n| n.name.as_str()).collect();
+            return Err(NodeError::NoSuchNode(self.name.clone(), all.join(", ")));
+        }
+        let gone: Vec<String> = before
+            .volumes
+            .iter()
+            .filter(|v| {
+                config
+                    .volumes
+                    .iter()
+                    .all(|n| n.id != v.id || n.name != v.name)
+            })
+            .map(|v| v.name.clone())
+            .collect();
+        for volume in &gone {
+            if self.role(volume)?.report().0.standing == Standing::Active {
+                return Err(NodeError::Refused {
+                    volume: volume.clone(),
+                    why: "it is active here and not in the new configuration; demote it first"
+                        .into(),
+                });
+            }
+        }
+        if let Security::Tls(tls) = &self.security {
+            tls.peers().replace(config.peers()?);
+        }
+        let config = Arc::new(config);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config.clone();
+        for volume in gone {
+            let mut roles = self.roles.write().unwrap_or_else(PoisonError::into_inner);
+            let role = roles.remove(&volume);
+            drop(roles);
+            if let Some(role) = role {
+                role.stop();
+            }
+        }
+        let known = |n: &NodeConfig| before.node(&n.name).is_some();
+        for node in config.nodes.iter().filter(|n| !known(n)) {
+            self.ask_from_now_on(&node.name)?;
+        }
+        for volume in &config.volumes {
+            match self.role(&volume.name) {
+                Ok(role) => export_anew(&role, volume),
+                Err(_) => self.start_role(volume)?,
+            }
+        }
+        lock(&self.state).keep_config(&config)?;
+        self.event(
+            EventKind::Reloaded,
+            None,
+            "the configuration was read again".into(),
+        );
+        Ok(())
+    }
+
+    fn ask_from_now_on(self: &Arc<Self>, name: &str) -> Result<()> {
+        let (node, name) = (self.clone(), name.to_owned());
+        let thread = thread::Builder::new()
+            .name(format!("ask-{name}"))
+            .spawn(move || node.listen_to(&name))
+            .map_err(NodeError::Thread)?;
+        lock(&self.threads).push(thread);
+        Ok(())
+    }
+
+    fn start_role(self: &Arc<Self>, volume: &VolumeConfig) -> Result<()> {
+        let role = Arc::new(Role::start(self, volume)?);
+        let mut roles = self.roles.write().unwrap_or_else(PoisonError::into_inner);
+        roles.insert(volume.name.clone(), role);
+        Ok(())
     }
 
     // --- what was heard -----------------------------------------------------------------------
@@ -501,7 +592,11 @@ impl Node {
             },
         );
         if before.is_none_or(|b| b.trouble.is_some()) {
-            tracing::info!(node = name, %address, "node heard");
+            self.event(
+                EventKind::NodeBack,
+                None,
+                format!("{name} is heard at {address}"),
+            );
         }
     }
 
@@ -518,7 +613,20 @@ impl Node {
         entry.trouble = Some(why.clone());
         drop(heard);
         if news && !self.stop.load(Ordering::Acquire) {
-            tracing::warn!(node = name, why, "node not heard");
+            self.event(
+                EventKind::NodeGone,
+                None,
+                format!("{name} is not heard: {why}"),
+            );
         }
+    }
+}
+
+/// The exports of a volume, as they are now in the configuration.
+fn export_anew(role: &Role, volume: &VolumeConfig) {
+    let specs: Vec<ExportSpec> = volume.exports.iter().map(ExportSpec::from).collect();
+    // Where it is not active, the next promotion reads the configuration.
+    if let Ok(Err(error)) = role.with_export(move |nfs| nfs.reload(&specs)) {
+        tracing::error!(volume = volume.name, %error, "the exports stay as they were");
     }
 }

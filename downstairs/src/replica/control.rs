@@ -108,6 +108,9 @@ impl Replica {
             Request::Status => self.welcome(now, conn).map(Reply::Welcome),
             Request::Claim { node } => {
                 self.usable()?;
+                if node.is_empty() || node.len() > MAX_NAME {
+                    return Err(Refusal::BadRequest("a node's name is out of range".into()));
+                }
                 let before = self.member.state().clone();
                 let keep = self.member.claim(now, g, &node)?;
                 self.keep(before, keep)?;
@@ -245,7 +248,7 @@ impl Replica {
 
     /// A member whose disk failed answers nothing that would count.
     pub(super) fn usable(&self) -> Result<(), Refusal> {
-        match self.store().and_then(Store::poisoned) {
+        match self.failed() {
             Some(why) => Err(Refusal::Unusable(why.to_owned())),
             None => Ok(()),
         }
@@ -275,7 +278,11 @@ impl Replica {
             held_for: self.member.held_for(now),
             data: self.data_state(),
             table: table.unwrap_or_default(),
-            durable: self.store().map_or(Position::default(), Store::durable),
+            durable: match &self.keeper {
+                Keeper::Region(store) => store.durable(),
+                Keeper::Witness(_) => state.record.version.position(),
+                Keeper::Closed => Position::default(),
+            },
             checkpointed: self.store().map_or(Seq::ZERO, |s| s.checkpointed().seq),
             log_first: self.store().map_or(Seq::ZERO, |s| s.tail().next()),
             opens: self.opens,
@@ -312,7 +319,7 @@ impl Replica {
         let promise = self.member.state().promise;
         let store = self.store_mut()?;
         let entries = store
-            .entries_from(from, max_bytes as usize)
+            .entries_from(from, max_bytes.min(MAX_FETCH_BYTES) as usize)
             .map_err(refusal)?;
         let (first, last) = (store.tail().next(), store.end().seq);
         for entry in entries {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use trivet_protocol::frame::{Frame, Header, Kind, ReadMeta};
-use trivet_protocol::limits::MAX_READ_BLOCKS;
+use trivet_protocol::limits::{MAX_FETCH_BYTES, MAX_NAME, MAX_READ_BLOCKS};
 use trivet_protocol::message::{self, DataState, Refusal, Reply, Request, Tail, Welcome};
 use trivet_protocol::{
     Block, Entry, Generation, GenerationTable, MemberId, MemberKind, Now, Position, Recorder, Seq,
@@ -29,8 +29,8 @@ use trivet_protocol::{
 use crate::checkpoint::{CheckpointJob, Step};
 use crate::error::{Result, StoreError};
 use crate::member::{Member, MemberState, Store as Keep};
-use crate::slots::SlotFile;
 use crate::store::{Cursor, ReadJob, Store, SyncJob, Synced};
+use crate::witness::Witness;
 
 /// One connection from an upstairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -90,7 +90,7 @@ struct Conn {
 /// Where the member's state is kept.
 enum Keeper {
     Region(Box<Store>),
-    Witness(SlotFile),
+    Witness(Box<Witness>),
     /// The region was closed in order; the process is about to end.
     Closed,
 }
@@ -128,22 +128,15 @@ impl Replica {
     }
 
     /// A witness that was just opened.
-    ///
-    /// # Errors
-    /// Its state is damaged.
     pub fn witness(
-        file: SlotFile,
-        state: &[u8],
+        witness: Witness,
+        state: MemberState,
         now: Now,
         recorder: Arc<dyn Recorder>,
-    ) -> Result<Replica> {
-        Ok(Self::new(
-            Keeper::Witness(file),
-            decode_state(state)?,
-            0,
-            now,
-            recorder,
-        ))
+    ) -> Replica {
+        let opens = witness.opens();
+        let keeper = Keeper::Witness(Box::new(witness));
+        Self::new(keeper, state, opens, now, recorder)
     }
 
     fn new(
@@ -228,6 +221,15 @@ impl Replica {
         }
     }
 
+    /// Why it takes nothing more, if it does not: it has to be opened anew.
+    pub fn failed(&self) -> Option<&str> {
+        match &self.keeper {
+            Keeper::Region(store) => store.poisoned(),
+            Keeper::Witness(witness) => witness.failed(),
+            Keeper::Closed => Some("it is shutting down"),
+        }
+    }
+
     /// Closes the region in order, so that the next opening finds everything synced. Everything
     /// that comes afterwards is refused.
     ///
@@ -259,11 +261,14 @@ impl Replica {
     }
 
     fn keep_state(&mut self) -> Result<(), Refusal> {
-        let raw = serde_json::to_vec(self.member.state())
-            .map_err(|e| Refusal::Unusable(format!("its state cannot be encoded: {e}")))?;
+        let state = self.member.state();
         match &mut self.keeper {
-            Keeper::Region(store) => store.set_member_state(raw),
-            Keeper::Witness(file) => file.write(&raw),
+            Keeper::Region(store) => {
+                let raw = serde_json::to_vec(state)
+                    .map_err(|e| Refusal::Unusable(format!("its state cannot be encoded: {e}")))?;
+                store.set_member_state(raw)
+            }
+            Keeper::Witness(witness) => witness.keep(state),
             Keeper::Closed => return Err(Refusal::Unusable("it is shutting down".into())),
         }
         .map_err(refusal)
@@ -412,12 +417,12 @@ fn decode_state(raw: &[u8]) -> Result<MemberState> {
 fn refusal(e: StoreError) -> Refusal {
     match e {
         StoreError::NoSpace { .. } => Refusal::NoSpace(e.to_string()),
+        StoreError::NotInLog(seq) => Refusal::NotInLog(seq),
         StoreError::BadSeq { .. }
         | StoreError::GenerationDown { .. }
         | StoreError::BadEntry(_)
         | StoreError::OutOfRange { .. }
         | StoreError::CutTooFar { .. }
-        | StoreError::NotInLog(_)
         | StoreError::WrongState(_) => Refusal::BadRequest(e.to_string()),
         StoreError::Poisoned { .. } | StoreError::Corrupt { .. } => {
             Refusal::Unusable(e.to_string())

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::checksum::Checksum;
 use crate::ids::{Generation, GenerationTable, MemberId, Millis, Position, Seq, VolumeId};
-use crate::limits::MAX_FRAME_META;
+use crate::limits::{LEASE_RANGE_MS, MAX_FRAME_META, MAX_GENERATION, MAX_NAME, MAX_SEQ};
 use crate::record::{MemberKind, Record};
 
 /// From the upstairs to a member.
@@ -159,7 +159,9 @@ pub struct Welcome {
     pub data: DataState,
     /// Its history; the end may not be durable yet.
     pub table: GenerationTable,
-    /// Durable end.
+    /// Durable end; of a witness, the version of its record ([`RecordVersion::position`]).
+    ///
+    /// [`RecordVersion::position`]: crate::record::RecordVersion::position
     pub durable: Position,
     /// Everything up to here has left the log: it cannot be cut off any more.
     pub checkpointed: Seq,
@@ -173,6 +175,34 @@ pub struct Welcome {
     pub pool_free: u64,
     /// Size of its pool in bytes.
     pub pool_size: u64,
+}
+
+impl Welcome {
+    /// Why this cannot be believed, if it cannot: numbers from the network are bounded before they
+    /// are reckoned with.
+    pub fn problem(&self) -> Option<&'static str> {
+        let place = |s: Seq| s.0 <= MAX_SEQ;
+        // Twice what the longest lease and its margin make.
+        let longest = LEASE_RANGE_MS.end() * 2;
+        if let Some(problem) = self.record.problem() {
+            Some(problem)
+        } else if !self.table.is_sound() {
+            Some("its generation table cannot be")
+        } else if self.promise.number > MAX_GENERATION
+            || self.durable.generation > MAX_GENERATION
+            || ![self.durable.seq, self.checkpointed, self.log_first]
+                .into_iter()
+                .all(place)
+            || matches!(self.data, DataState::Mixed(common) if !place(common))
+            || self.opens > MAX_SEQ
+        {
+            Some("a generation, place or counter is out of range")
+        } else if self.lease_left.0 > longest || self.holder.len() > MAX_NAME {
+            Some("the promise that it tells of cannot be")
+        } else {
+            None
+        }
+    }
 }
 
 /// Why a member does not do what was asked. Wording is stable.
@@ -214,6 +244,10 @@ pub enum Refusal {
     /// The request makes no sense in this state.
     #[error("bad request: {0}")]
     BadRequest(String),
+    /// The log does not hold this entry, or no longer holds its data: whoever lacks it needs a
+    /// resync.
+    #[error("operation {0} is not in the log")]
+    NotInLog(Seq),
 }
 
 fn config() -> impl bincode::config::Config {

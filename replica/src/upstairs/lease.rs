@@ -19,7 +19,7 @@ impl Upstairs {
         let mut from: Vec<Now> = record
             .members
             .iter()
-            .filter_map(|m| self.peer(self.link_of(m.id)?).lease_from)
+            .filter_map(|m| self.promise_of(m.id))
             .collect();
         // A change of the member list needs promises of both majorities while it is under way.
         let needed = record.members.len() / 2 + 1;
@@ -31,7 +31,7 @@ impl Upstairs {
                     .record
                     .members
                     .iter()
-                    .filter_map(|m| self.peer(self.link_of(m.id)?).lease_from)
+                    .filter_map(|m| self.promise_of(m.id))
                     .collect();
                 from.sort_unstable_by(|a, b| b.cmp(a));
                 Some(from.get(p.record.members.len() / 2).copied())
@@ -43,6 +43,13 @@ impl Upstairs {
             (s, Some(p)) => s.zip(p).map(|(s, p)| s.min(p)),
         };
         start.map(|t| t + record.lease.duration())
+    }
+
+    /// When the running promise of a member was asked for, if it counts.
+    fn promise_of(&self, member: trivet_protocol::MemberId) -> Option<Now> {
+        let link = self.link_of(member)?;
+        self.votes(link).then_some(())?;
+        self.peer(link).lease_from
     }
 
     /// Whether something may be acknowledged at this moment.

@@ -19,8 +19,10 @@
 //! matters is on the members.
 
 mod activate;
+mod change;
 mod history;
 mod lease;
+mod links;
 mod membership;
 mod peer;
 mod reads;
@@ -38,7 +40,9 @@ use trivet_protocol::frame::{Frame, Header, Kind};
 use trivet_protocol::message::{self, Refusal, Reply, Request};
 use trivet_protocol::{Generation, MemberId, Now, Record, Seq};
 
+pub use change::ChangeError;
 pub use history::{OutFrame, Prepared};
+pub use links::MAX_LINKS;
 pub use peer::LinkId;
 pub use resync::ResyncStatus;
 pub use status::{MemberStatus, Status};
@@ -74,6 +78,8 @@ pub struct Upstairs {
     /// The last record while a new reign is being prepared.
     kept: Option<Record>,
     pending: Option<Pending>,
+    /// A replica (or witness) that is to give its place to another one, once that is level.
+    replacing: Option<(MemberId, MemberId)>,
     peers: Vec<Peer>,
     history: History,
     commit: Seq,
@@ -88,6 +94,7 @@ pub struct Upstairs {
     room_wanted: bool,
     /// A new reign is being prepared: see [`reign`].
     renewing: bool,
+    renewing_since: Now,
     last_renew: Now,
     last_sync: Now,
     last_record: Now,
@@ -126,7 +133,8 @@ enum Ask {
 impl Upstairs {
     /// An upstairs that does nothing yet. Links are reported by [`Upstairs::link_up`].
     pub fn new(config: Config) -> Upstairs {
-        let peers = config.links.iter().map(|n| Peer::new(n.clone())).collect();
+        let links = config.links.iter().take(MAX_LINKS);
+        let peers = links.map(|n| Peer::new(n.clone())).collect();
         Upstairs {
             config,
             phase: Phase::Idle,
@@ -134,6 +142,7 @@ impl Upstairs {
             record: None,
             kept: None,
             pending: None,
+            replacing: None,
             peers,
             history: History::default(),
             commit: Seq::ZERO,
@@ -145,6 +154,7 @@ impl Upstairs {
             lapsed_since: None,
             room_wanted: false,
             renewing: false,
+            renewing_since: Now::default(),
             last_renew: Now::default(),
             last_sync: Now::default(),
             last_record: Now::default(),
@@ -336,11 +346,11 @@ impl Upstairs {
         self.stop("it was handed back".into());
     }
 
-    /// Whether members still have to confirm that they stored the hand-back.
+    /// Whether members still have to confirm that they stored the hand-back. A claim that is still
+    /// on its way is handed back once it is answered.
     pub fn handing_back(&self) -> bool {
-        self.asked
-            .values()
-            .any(|a| a.what == Ask::HandBack && self.peer(a.link).up)
+        let ends = |a: &Asked| matches!(a.what, Ask::HandBack | Ask::Claim);
+        self.asked.values().any(|a| ends(a) && self.peer(a.link).up)
     }
 
     // ---- frames ----
@@ -380,7 +390,7 @@ impl Upstairs {
 
     /// A connection to a member stands.
     pub fn link_up(&mut self, now: Now, link: LinkId) {
-        let Some(peer) = self.peers.get_mut(link.index()) else {
+        let Some(peer) = self.peers.get_mut(link.index()).filter(|p| !p.retired) else {
             return;
         };
         peer.connected(now);
@@ -389,7 +399,7 @@ impl Upstairs {
 
     fn hello(&mut self, now: Now, link: LinkId) {
         let (volume, node) = (self.config.volume, self.config.node.clone());
-        let member = self.peer(link).member;
+        let member = self.peer(link).member.or(self.peer(link).expected);
         self.ask(
             now,
             link,
@@ -441,8 +451,17 @@ impl Upstairs {
         if std::mem::replace(&mut self.peer_mut(link).closing, true) {
             return;
         }
-        self.notice(Notice::LinkRefused { link, why });
+        self.tell_refused(link, why);
         self.out.push(Effect::Reset(link));
+    }
+
+    /// Asked again and again, on one connection after the other; said once.
+    fn tell_refused(&mut self, link: LinkId, why: String) {
+        let told = &mut self.peer_mut(link).told;
+        if told.as_ref() != Some(&why) {
+            *told = Some(why.clone());
+            self.notice(Notice::LinkRefused { link, why });
+        }
     }
 
     fn on_reply(&mut self, now: Now, link: LinkId, id: u64, reply: Reply) {
@@ -494,6 +513,10 @@ impl Upstairs {
     }
 
     fn on_refused(&mut self, now: Now, link: LinkId, what: Ask, refusal: Refusal) {
+        let gone = what == Ask::Hello && matches!(refusal, Refusal::NotHere(_));
+        if gone && self.ask_who_is_there(now, link) {
+            return;
+        }
         match (&refusal, &self.phase) {
             (Refusal::Fenced { promise, holder }, Phase::Active)
                 if promise.number > self.generation.number
@@ -507,17 +530,16 @@ impl Upstairs {
                 let record = record.clone();
                 self.on_removed(now, link, *record);
             }
+            // Whoever refuses to be handed back has no promise to us.
+            _ if what == Ask::HandBack => {}
             (_, Phase::Activating(_)) => self.activation_refused(now, link, &what, refusal),
             _ => match what {
                 // An earlier holder's promise still runs there: asked again until it has ended.
                 Ask::Claim if matches!(refusal, Refusal::Leased { .. }) => {}
                 Ask::Hello | Ask::Claim => {
                     let why = refusal.to_string();
-                    // Asked again and again; said once.
-                    if self.peer(link).refused.as_ref() != Some(&why) {
-                        self.peer_mut(link).refused = Some(why.clone());
-                        self.notice(Notice::LinkRefused { link, why });
-                    }
+                    self.peer_mut(link).refused = Some(why.clone());
+                    self.tell_refused(link, why);
                 }
                 Ask::BeginResync
                 | Ask::FinishResync

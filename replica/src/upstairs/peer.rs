@@ -1,7 +1,7 @@
 //! What the upstairs knows of one member, by the link that leads to it.
 
 use trivet_protocol::message::{DataState, Welcome};
-use trivet_protocol::{MemberId, Now, Seq};
+use trivet_protocol::{MemberId, Now, RecordVersion, Seq};
 
 use super::resync::Resync;
 
@@ -37,8 +37,16 @@ pub enum Stream {
 pub struct Peer {
     /// Name of its node.
     pub node: String,
-    /// Who answered there; kept across connections.
+    /// Who answered there; kept across connections, until somebody else answers.
     pub member: Option<MemberId>,
+    /// Who is to answer there, where that was said when the link was made.
+    pub expected: Option<MemberId>,
+    /// The link was taken away; its place is free for another.
+    pub retired: bool,
+    /// The newest record that it stored, as it said.
+    pub recorded: Option<RecordVersion>,
+    /// The last refusal that people were told of: the same one is not told again.
+    pub told: Option<String>,
     /// A connection stands.
     pub up: bool,
     /// It talked nonsense or refused its stream: nothing more is heard until it is connected anew.
@@ -91,6 +99,10 @@ impl Peer {
         Peer {
             node,
             member: None,
+            expected: None,
+            retired: false,
+            recorded: None,
+            told: None,
             up: false,
             closing: false,
             since: Now::default(),
@@ -114,6 +126,29 @@ impl Peer {
             claimed: Now::default(),
             resync: None,
         }
+    }
+
+    /// Somebody answered. What was known of another one who answered here before is forgotten:
+    /// nothing that one made durable counts for this one.
+    pub fn is_now(&mut self, member: MemberId) {
+        if self.member != Some(member) {
+            self.forget_member();
+            self.member = Some(member);
+        }
+    }
+
+    /// Whoever lived here is gone.
+    pub fn forget_member(&mut self) {
+        self.member = None;
+        self.recorded = None;
+        self.durable = Seq::ZERO;
+        self.unusable = None;
+        self.mixed = false;
+        self.fenced = None;
+        self.resync = None;
+        self.stream = Stream::Off;
+        self.granted = false;
+        self.lease_from = None;
     }
 
     /// A new connection: nothing said on an earlier one counts, but for what is durable.

@@ -51,6 +51,10 @@ pub struct Status {
     pub failures_tolerated: usize,
     /// It runs on a node without a replica of its own.
     pub diskless: bool,
+    /// Who is being replaced by whom.
+    pub replacing: Option<(MemberId, MemberId)>,
+    /// What people must know without asking: one line each.
+    pub warnings: Vec<String>,
 }
 
 impl Upstairs {
@@ -101,14 +105,43 @@ impl Upstairs {
             },
             failures_tolerated: alive.saturating_sub(least).min(by_votes),
             diskless: self.config.local.is_none(),
+            replacing: self.replacing,
+            warnings: self.warnings(now),
             members,
         }
     }
 
+    fn warnings(&self, now: Now) -> Vec<String> {
+        let mut lines = Vec::new();
+        let Some(record) = self.record.as_ref().filter(|_| self.is_active()) else {
+            return lines;
+        };
+        if self.below_policy() {
+            lines.push(format!(
+                "{} in sync, and {} copies are asked for: no flush is answered until another \
+                 replica has caught up",
+                copies(record.in_sync.len()),
+                record.min_copies
+            ));
+        } else if record.in_sync.len() == 1 {
+            lines.push(
+                "only one copy is in sync: losing it loses data; bring another replica back, or \
+                 replace it"
+                    .to_owned(),
+            );
+        }
+        if !self.lease_valid(now) {
+            lines.push("no lease from a majority of members: nothing is answered".to_owned());
+        }
+        lines
+    }
+
     /// What a read from this node's own replica must reflect, if that replica may be read now.
-    pub fn local_reads_from(&self, now: Now) -> Option<Seq> {
+    /// `member` is who that is: another one may have come to live on the same node.
+    pub fn local_reads_from(&self, now: Now, member: MemberId) -> Option<Seq> {
         let link = self.config.local?;
-        let good = self.is_active() && self.lease_valid(now) && self.readable(link);
+        let ours = self.peer(link).member == Some(member);
+        let good = ours && self.is_active() && self.lease_valid(now) && self.readable(link);
         good.then(|| self.last())
     }
 
@@ -135,5 +168,12 @@ impl Upstairs {
     /// How long callers are kept waiting.
     pub fn lapse_patience(&self) -> std::time::Duration {
         self.config.limits.lapse_patience
+    }
+}
+
+fn copies(n: usize) -> String {
+    match n {
+        1 => "only one copy is".to_owned(),
+        n => format!("{n} copies are"),
     }
 }

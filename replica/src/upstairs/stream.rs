@@ -1,5 +1,6 @@
 //! The ordered stream to each replica: entries, syncs, and what comes back.
 
+use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::frame::{Header, Kind};
 use trivet_protocol::message::{DataState, Request, Welcome};
 use trivet_protocol::{MemberId, Now, Seq};
@@ -111,6 +112,7 @@ impl Upstairs {
         if upto > peer.durable {
             peer.durable = upto;
             peer.progress = now;
+            peer.told = None;
         }
         if self.peer(link).sync_wanted {
             self.sync_peer(link);
@@ -215,7 +217,9 @@ impl Upstairs {
         peer.credit = w.credit;
         peer.room = (w.credit, now);
         peer.sent_bytes = 0;
-        if end > common {
+        // Who trusts what was said before the claim believes that nothing follows.
+        let trusting = breaks::on(Break::PositionsFromAsk) && common > Seq::ZERO;
+        if end > common || trusting {
             peer.stream = Stream::Cutting(common);
             self.ask(now, link, Ask::Cut, &Request::Cut(common));
         } else {

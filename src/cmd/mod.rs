@@ -50,7 +50,7 @@ pub enum Command {
     /// One replica's directory, offline: create, import, export, verify, dump
     #[command(subcommand)]
     Region(region::RegionCmd),
-    /// Files of a volume that is not in use, read from one replica or an exported image: ls, cat, cp
+    /// Files out of one replica or an exported image, with no daemon: ls, cat, cp
     #[command(subcommand)]
     Fs(fs::FsCmd),
 

@@ -287,8 +287,8 @@ impl Replica {
         self.unpark(now, out);
     }
 
-    /// Nothing is lost and nobody refused: what is in the log stays there, and a checkpoint is tried
-    /// again. Said once, until one has gone through.
+    /// Nothing is lost and nobody refused: what is in the log stays there, and a checkpoint is
+    /// tried again. Said once, until one has gone through.
     fn pool_full(&mut self, e: &StoreError) {
         self.recorder.count("downstairs.checkpoint.no_space", 1);
         if !std::mem::replace(&mut self.full, true) {

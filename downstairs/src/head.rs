@@ -53,8 +53,9 @@ pub struct HeadState {
     /// A resync is under way: content is from several moments. Carries the last position common
     /// with the history that is being copied, if there is one.
     pub mixed: Option<Option<Seq>>,
-    /// The last copy of the last resync stands at this place: cut back below it, the region would
-    /// lack blocks that were copied, and is mixed again.
+    /// The last resync jumped to this place, or its last copy stands there: cut back below it, the
+    /// region would lack blocks that were copied, and is mixed again; and which blocks changed
+    /// before it is not known.
     pub whole_from: Seq,
     /// An opening found the end of the log unsure and no activation has settled it yet.
     pub unsure: bool,

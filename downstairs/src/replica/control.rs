@@ -180,6 +180,10 @@ impl Replica {
                 self.member.check(g)?;
                 let max = max.clamp(1, MAX_RANGES) as usize;
                 let store = self.store_mut()?;
+                if since < store.whole_from() {
+                    let (ranges, next) = everything(cursor, store.blocks(), max);
+                    return Ok(Reply::Changed { ranges, next });
+                }
                 let (groups, next) = store
                     .changed_since(since, Cursor(cursor), max)
                     .map_err(refusal)?;
@@ -344,6 +348,18 @@ impl Replica {
         }
         Ok(Reply::Fetched { first, last })
     }
+}
+
+/// All blocks from `cursor` on, for a region that cannot tell which of them changed; and where to
+/// go on.
+fn everything(cursor: u64, blocks: u64, max: usize) -> (Vec<(u64, u32)>, Option<u64>) {
+    const STEP: u64 = 1 << 20;
+    let starts = (cursor..blocks).step_by(STEP as usize).take(max);
+    let ranges: Vec<_> = starts
+        .map(|at| (at, STEP.min(blocks - at) as u32))
+        .collect();
+    let end = cursor.saturating_add(STEP.saturating_mul(ranges.len() as u64));
+    (ranges, (end < blocks).then_some(end))
 }
 
 /// Neighbouring ranges as one, while they stay within what one job compares.

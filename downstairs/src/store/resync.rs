@@ -68,6 +68,12 @@ impl Store {
         Ok((out, (at < self.blocks).then_some(Cursor(at))))
     }
 
+    /// Up to here the region jumped in a resync: which of its blocks the history changed before is
+    /// not known here, since those that were alike already were not copied.
+    pub fn whole_from(&self) -> Seq {
+        self.shared.head().state().whole_from
+    }
+
     /// The first extent at or after a block that exists, or that the log writes to.
     pub(crate) fn next_extent(&self, at: u64) -> Option<ExtentNo> {
         let extents = &self.shared.extents;
@@ -168,6 +174,8 @@ impl Store {
             (h.tail, h.tail_seq) = (end, position.seq);
             (h.checkpointed, h.checkpointed_to) = (position, end);
             h.commit = position.seq;
+            // What changed before, where both sides happened to be alike, is not known here.
+            h.whole_from = h.whole_from.max(position.seq);
             h.table = kept;
         })?;
         self.records.clear();
@@ -216,7 +224,7 @@ impl Store {
         let commit = self.commit;
         self.update_head(|h| {
             h.mixed = None;
-            h.whole_from = whole_from;
+            h.whole_from = h.whole_from.max(whole_from);
             h.damaged = false;
             h.unsure = false;
             h.commit = commit;

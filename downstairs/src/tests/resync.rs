@@ -219,3 +219,35 @@ fn a_whole_region_adopts_nothing_and_a_copy_repairs_it() {
     s.cut(Seq(0)).unwrap();
     assert!(sums(&s)[3].is_unwritten());
 }
+
+/// Simulation, seed 1103: a block was written and discarded again while `b` was away. At `b` it had
+/// been unwritten all the time, so nothing was copied there, and nothing there says that it
+/// changed. As the source of a third, which saw the write and missed the discard, `b` must own up
+/// that it cannot tell, or the block is never compared.
+#[test]
+fn a_region_that_jumped_knows_that_it_cannot_tell_what_changed_before() {
+    let ((_, mut a), (disk, mut b)) = (fresh(1), fresh(2));
+    let write = |seq| Entry::new(VOLUME, Seq(seq), 1, Batch::write(Block(9), block_of(7)));
+    let discard = |seq| Entry::new(VOLUME, Seq(seq), 1, Batch::discard(Block(9), 1));
+    let missed_by_a_third = Seq(1);
+    a.append(&write(1)).unwrap();
+    a.append(&discard(2)).unwrap();
+    settle(&mut a);
+    assert_eq!(b.whole_from(), Seq(0));
+    b.mark_mixed(Some(Seq(0))).unwrap();
+    b.adopt(a.generation_table().clone()).unwrap();
+    assert_eq!(sums(&a), sums(&b), "nothing differs, nothing is copied");
+    b.sync().unwrap();
+    b.finish_resync().unwrap();
+    assert!(b.whole_from() > missed_by_a_third);
+    drop(b);
+    assert_eq!(
+        reopen(&disk).whole_from(),
+        Seq(2),
+        "a restart forgets nothing"
+    );
+}
+
+fn block_of(byte: u8) -> Bytes {
+    vec![byte; BLOCK_BYTES].into()
+}

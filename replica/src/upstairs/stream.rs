@@ -238,6 +238,11 @@ impl Upstairs {
 
     pub(super) fn on_cut(&mut self, link: LinkId) {
         if let Stream::Cutting(_) = self.peer(link).stream {
+            if self.peer(link).sent < self.history.floor() {
+                // Memory let go meanwhile of what follows: the next tick begins a resync.
+                self.peer_mut(link).stream = Stream::Off;
+                return;
+            }
             self.peer_mut(link).stream = Stream::On;
             self.pump(link);
             self.force_sync(link);

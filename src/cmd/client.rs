@@ -1,4 +1,5 @@
-//! `trivet client`, `trivet lock`, `trivet event`: who uses an export, what they hold, what happened.
+//! `trivet client`, `trivet lock`, `trivet event`: who uses an export, what they hold, what
+//! happened.
 
 use std::time::Duration;
 

@@ -18,7 +18,13 @@ const REPORT: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug, Args)]
 pub struct ClusterArgs {
     /// The cluster's configuration
-    #[arg(long, env = "TRIVET_CONFIG", value_name = "FILE", default_value = trivet_node::config::DEFAULT_PATH, global = true)]
+    #[arg(
+        long,
+        env = "TRIVET_CONFIG",
+        value_name = "FILE",
+        default_value = trivet_node::config::DEFAULT_PATH,
+        global = true
+    )]
     pub config: PathBuf,
     /// This node's or operator's private key, if the configuration has keys
     #[arg(

@@ -192,7 +192,8 @@ fn text(w: &Written) -> String {
         let node = key.file_stem().unwrap_or_default().to_string_lossy();
         out.push_str(&format!(
             "  on {node}: the file as /etc/trivet/trivet.toml, {} as /etc/trivet/node.key (mode \
-             600, and nowhere else), then `trivet pool create {}` and `trivet serve --node {node}`\n",
+             600, and nowhere else), then `trivet pool create {}` and `trivet serve --node \
+             {node}`\n",
             key.display(),
             w.pool.display()
         ));

@@ -184,7 +184,8 @@ fn load(path: &Path, dir: &Path, state: &State) -> Result<Config, CliError> {
             let copy = dir.join(trivet_node::state::CONFIG_COPY);
             match Config::load(&copy) {
                 Ok(config) => {
-                    tracing::warn!(error = %e, copy = %copy.display(), "starting from the last good copy");
+                    let copy = copy.display();
+                    tracing::warn!(error = %e, %copy, "starting from the last good copy");
                     Ok(config)
                 }
                 Err(_) => Err(failed(&e)),

@@ -146,7 +146,10 @@ fn volume_text(seen: &ClusterReport, volume: &str) -> String {
                 }
             ));
             if a.diskless {
-                out.push_str("  DISKLESS: the active node keeps no replica of it; all reads cross the network\n");
+                out.push_str(
+                    "  DISKLESS: the active node keeps no replica of it; all reads cross the \
+                     network\n",
+                );
             }
             if let Some(m) = &v.role.last_move {
                 let steps: Vec<String> = m

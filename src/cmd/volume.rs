@@ -22,7 +22,7 @@ use super::volume_in_cluster;
 pub enum Volume {
     /// Make a volume: on the nodes of the cluster, or, given pools, in pools of this machine
     Create(CreateArgs),
-    /// Make a new volume out of one region, when a majority of its volume's members is gone for ever
+    /// Make a new volume out of one region, when most members of its volume are gone for ever
     Recover(recover::RecoverArgs),
 }
 

@@ -35,7 +35,7 @@ use trivet_transport::{Role, Security};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Nobody may be kept waiting longer than this by one replica (issue 2).
-const STALL: Duration = Duration::from_secs(1);
+const STALL: Duration = Duration::from_secs(8);
 /// 64 MiB: small enough to check as a whole, twice the size of what a region's log holds at once.
 const BLOCKS: u64 = 16_384;
 

@@ -38,7 +38,12 @@ pub struct CreateArgs {
     #[arg(long)]
     size: Size,
     /// The nodes that shall keep its replicas [default: the first three that can]
-    #[arg(long, value_name = "NODE[:POOL],..", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "NODE[:POOL],..",
+        value_delimiter = ',',
+        conflicts_with = "pools"
+    )]
     nodes: Vec<String>,
     #[command(flatten)]
     places: Places,
@@ -49,7 +54,7 @@ pub struct CreateArgs {
 pub struct Places {
     /// Directory of a pool of this machine; give three, or two and a witness (they are made where
     /// missing)
-    #[arg(long = "pool", value_name = "DIR", conflicts_with = "nodes")]
+    #[arg(long = "pool", value_name = "DIR")]
     pools: Vec<PathBuf>,
     /// Directory of a pool for a witness, which votes and keeps no data
     #[arg(long, value_name = "DIR")]
@@ -123,6 +128,10 @@ pub fn run(args: Volume, format: Format) -> Result<(), CliError> {
 }
 
 fn create_volume(args: &CreateArgs, format: Format) -> Result<(), CliError> {
+    if args.places.pools.is_empty() {
+        let name = args.file.to_string_lossy();
+        return volume_in_cluster::create(&args.cluster, &name, args.size, &args.nodes, format);
+    }
     let volume = args.places.volume(args.size.bytes())?;
     let volume = create(&args.file, volume).map_err(|e| failed(&e))?;
     output::print(format, &made(&volume), |m| text(m, &args.file))

@@ -191,12 +191,21 @@ impl World {
         self.after(nanos / 2, Event::Promote(other));
     }
 
+    /// Whether the newest record that anybody holds has this node's copy as the only one.
+    fn is_alone(&self, node: usize) -> bool {
+        let held = self.nodes.iter().filter_map(|n| n.replica.as_ref());
+        let records = held.map(|r| &r.member().state().record);
+        let newest = records.max_by_key(|r| r.version);
+        newest.is_some_and(|r| r.in_sync.iter().eq([&self.nodes[node].id]))
+    }
+
     /// Harm for good to the victim, once per world, in some worlds.
     fn harm(&mut self) {
         let node = self.victim;
         // Where members change, a set of two or one may be all that there is: harm to it is not to
         // be survived.
         let bearable = !self.changing || self.nodes[node].kind == MemberKind::Witness;
+        let bearable = bearable && !self.is_alone(node);
         if self.harmed || !bearable || self.rng.one_in(2) {
             return;
         }

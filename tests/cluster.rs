@@ -34,8 +34,12 @@ use trivet_replica::upstairs::Limits;
 use trivet_transport::{Role, Security};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Nobody may be kept waiting longer than this by one replica (issue 2).
+/// One replica keeps nobody waiting longer than this. On a machine with nothing else to do it is well
+/// below a second (the benchmark shows it); here others may run, and only a wait for the replica's
+/// return must be told from that.
 const STALL: Duration = Duration::from_secs(8);
+/// An activation that did not wait for a lease takes less than the shortest wait for one.
+const LEASE: Duration = Duration::from_secs(2);
 /// 64 MiB: small enough to check as a whole, twice the size of what a region's log holds at once.
 const BLOCKS: u64 = 16_384;
 
@@ -439,7 +443,7 @@ fn embedded_volumes_come_back_and_a_lost_region_is_never_made_anew() {
     embedded.close().unwrap();
     let began = Instant::now();
     let embedded = open().unwrap();
-    assert!(began.elapsed() < STALL, "took {:?}", began.elapsed());
+    assert!(began.elapsed() < LEASE, "took {:?}", began.elapsed());
     assert_eq!(history.check_volume(300, &*embedded.volume()), 300);
     let id = embedded.volume().info().id;
     embedded.close().unwrap();

@@ -23,6 +23,8 @@ pub enum Kind {
     Lock,
     /// An older reign answered after a newer one.
     TwoActive,
+    /// A call that nobody answered for long, although somebody served.
+    Hang,
     /// An answer that makes no sense, or another error.
     Answer,
     /// The cluster did not become whole again in time.

@@ -81,12 +81,15 @@ impl Host {
             name = self.name,
             ready = ready.display(),
         );
+        let said = self.dir.join("host.log");
+        let said = std::fs::File::create(&said).map_err(file(&said))?;
         let outer = tied("ip")
             .args(["netns", "exec", &self.netns, "unshare"])
             .args(["--mount", "--uts", "--pid", "--fork", "--kill-child"])
             .args(["--mount-proc", "sh", "-c", &script])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            .stderr(said)
             .spawn()
             .map_err(start(format!("host {}", self.name)))?;
         let parent = i32::try_from(outer.id()).unwrap_or_default();

@@ -63,8 +63,13 @@ pub fn holdings(host: &Host) -> Result<Holdings> {
     })
 }
 
-/// What it holds that it did not hold before, in words.
-pub fn grown(before: &Holdings, now: &Holdings) -> Vec<String> {
+/// What a host holds that it did not hold before, in words. `first` are all hosts as they were:
+/// any of them may be the active one now, which holds more than the others.
+pub fn grown(first: &[Holdings], now: &Holdings) -> Vec<String> {
+    let most = |of: fn(&Holdings) -> usize| first.iter().map(of).max().unwrap_or_default();
+    let Some(before) = first.iter().find(|h| h.host == now.host) else {
+        return vec![format!("{} was not there", now.host)];
+    };
     let mut out = Vec::new();
     let mut differ = |what: &str, a: String, b: String| {
         if a != b {
@@ -83,8 +88,8 @@ pub fn grown(before: &Holdings, now: &Holdings) -> Vec<String> {
     differ("processes", list(before), list(now));
     differ("zombies", "0".into(), now.zombies.to_string());
     for (what, a, b) in [
-        ("descriptors", before.descriptors, now.descriptors),
-        ("threads", before.threads, now.threads),
+        ("descriptors", most(|h| h.descriptors), now.descriptors),
+        ("threads", most(|h| h.threads), now.threads),
     ] {
         if b > a + SLACK {
             out.push(format!("{}: {what} were {a}, are {b}", now.host));
@@ -99,7 +104,7 @@ mod tests {
 
     #[test]
     fn one_more_interface_is_told_and_a_few_descriptors_are_not() {
-        let before = Holdings::default();
+        let before = [Holdings::default()];
         let mut now = Holdings {
             descriptors: 5,
             ..Holdings::default()

@@ -80,7 +80,7 @@ pub fn summary(counts: &Counts, findings: &Findings, reigns: usize) -> String {
     // Writing to a string cannot fail.
     let _ = writeln!(
         out,
-        "lost {}, ESTALE {}, EIO {}, not once {}, locks {}, two active {}, other answers {}, not whole \
+        "lost {}, ESTALE {}, EIO {}, not once {}, locks {}, two active {}, hangs {}, other answers {}, not whole \
          in time {}, left behind {}",
         c(Kind::Lost),
         c(Kind::Stale),
@@ -88,6 +88,7 @@ pub fn summary(counts: &Counts, findings: &Findings, reigns: usize) -> String {
         c(Kind::NotOnce),
         c(Kind::Lock),
         c(Kind::TwoActive),
+        c(Kind::Hang),
         c(Kind::Answer),
         c(Kind::NotWhole),
         c(Kind::Leak),

@@ -111,8 +111,8 @@ fn in_lab(
         records.push(record);
     }
     let shared = load.finish(stop)?;
-    for (host, first) in lab.hosts.iter().zip(&first) {
-        for words in grown(first, &holdings(host)?) {
+    for host in &lab.hosts {
+        for words in grown(&first, &holdings(host)?) {
             findings.add(Kind::Leak, words);
         }
     }

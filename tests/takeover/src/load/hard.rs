@@ -8,18 +8,23 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trivet_nfs::client::rpc::{ClientError, RpcClient, next_xid};
 use trivet_nfs::rpc::message::decode_reply;
 use trivet_nfs::xdr::{Dec, Enc};
 
 use super::Shared;
+use crate::findings::Kind;
 
 /// A call without an answer, on a connection that seems to live, is repeated after this time.
 const MINUTE: Duration = Duration::from_secs(60);
 /// After an error in connecting.
 const AGAIN: Duration = Duration::from_secs(3);
+
+/// An answer that comes later than this is a finding: no event takes that long, so something was
+/// lost that nobody told the client of.
+const LONG: Duration = Duration::from_secs(25);
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -37,7 +42,9 @@ pub type What = (u32, u32, u32);
 pub struct Hard {
     to: SocketAddr,
     shared: Arc<Shared>,
-    connection: Option<RpcClient>,
+    connection: Option<(RpcClient, Instant)>,
+    /// On a host that may be switched off: waits are its own.
+    may_wait: bool,
 }
 
 impl Hard {
@@ -47,7 +54,14 @@ impl Hard {
             to: shared.server,
             shared: shared.clone(),
             connection: None,
+            may_wait: false,
         }
+    }
+
+    /// One on a host that may be cut off, whose waits are no findings.
+    pub fn on_a_host(mut self) -> Hard {
+        self.may_wait = true;
+        self
     }
 
     /// Calls, until there is an answer.
@@ -68,21 +82,37 @@ impl Hard {
         what: What,
         args: &dyn Fn(&mut Enc),
     ) -> Result<Dec, Failure> {
+        let began = Instant::now();
+        let mut story = String::new();
         loop {
-            let mut connection = self.connected()?;
+            let (mut connection, since) = self.connected()?;
             match exchange(&mut connection, xid, what, args) {
                 Ok(d) => {
-                    self.connection = Some(connection);
+                    self.connection = Some((connection, since));
+                    self.look_at(began.elapsed(), what, &story);
                     return Ok(d);
                 }
-                Err(ClientError::Io(_) | ClientError::Ended(_)) => {
+                Err(e @ (ClientError::Io(_) | ClientError::Ended(_))) => {
                     self.shared
                         .counts
                         .reconnects
                         .fetch_add(1, Ordering::Relaxed);
+                    let from = connection.local().map_or(0, |a| a.port());
+                    let (age, at) = (since.elapsed(), began.elapsed());
+                    story = format!(
+                        "{story}; after {at:.1?} the connection from port {from}, {age:.1?} old, \
+                         ended: {e}"
+                    );
                 }
                 Err(e) => return Err(Failure::Rpc(e.to_string())),
             }
+        }
+    }
+
+    fn look_at(&self, waited: Duration, what: What, story: &str) {
+        if waited > LONG && !self.may_wait {
+            let words = format!("a call of {what:?} was answered after {waited:.1?}{story}");
+            self.shared.findings.add(Kind::Hang, words);
         }
     }
 
@@ -97,14 +127,14 @@ impl Hard {
         args: &dyn Fn(&mut Enc),
     ) -> Result<(u32, Dec), Failure> {
         let xid = next_xid();
-        let mut connection = self.connected()?;
+        let (mut connection, _) = self.connected()?;
         // Sent or not, and carried out or not: the repetition below must not care.
         let _ = connection.send(xid, what, args);
         drop(connection);
         Ok((xid, self.call_as(xid, what, args)?))
     }
 
-    fn connected(&mut self) -> Result<RpcClient, Failure> {
+    fn connected(&mut self) -> Result<(RpcClient, Instant), Failure> {
         loop {
             if self.shared.stop.load(Ordering::Acquire) {
                 return Err(Failure::Stopped);
@@ -113,7 +143,7 @@ impl Hard {
                 return Ok(c);
             }
             match RpcClient::connect(self.to, MINUTE, true) {
-                Ok(c) => return Ok(c),
+                Ok(c) => return Ok((c, Instant::now())),
                 Err(ClientError::Io(e)) => {
                     self.shared.counts.failed_connect(&e);
                     // As the Linux client does; also what makes a refusal cost what it costs.

@@ -216,7 +216,8 @@ impl Load {
             // On a node that is cut off it waits: its pauses are not the client's.
             let pulse = Arc::new(Pulse::new());
             let ledger = &self.ledgers[WRITERS + 1 + n];
-            let w = writer::Writer::new(&self.shared, ledger, pulse, seed + 100 + n as u64);
+            let seed = seed + 100 + n as u64;
+            let w = writer::Writer::new(&self.shared, ledger, pulse, seed).on_a_host();
             self.worker(netns, &format!("of-{name}"), None, move || w.run())?;
         }
         Ok(())

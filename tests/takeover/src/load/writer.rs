@@ -52,6 +52,12 @@ impl Writer {
         }
     }
 
+    /// On a host that may be cut off.
+    pub fn on_a_host(mut self) -> Writer {
+        self.hard = self.hard.on_a_host();
+        self
+    }
+
     /// Until the load ends.
     pub fn run(mut self) {
         while self.shared.goes_on() {

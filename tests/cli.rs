@@ -55,6 +55,96 @@ fn errors_are_one_line_and_have_their_codes() {
     assert_eq!(trivet(&["no-such-command"]).status.code(), Some(2));
 }
 
+fn said(args: &[&str]) -> String {
+    let out = trivet(args);
+    assert!(out.status.success(), "{args:?}: {}", stderr(&out));
+    String::from_utf8(out.stdout).unwrap().trim().to_owned()
+}
+
+/// The error of a command that must not work.
+fn refused(args: &[&str]) -> String {
+    let out = trivet(args);
+    let text = stderr(&out);
+    assert!(
+        !out.status.success() && text.starts_with("error: "),
+        "{args:?}: {text}"
+    );
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+#[test]
+fn a_person_makes_keys_and_starts_nodes_with_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (key, list, pool) = (path("keys/a.key"), path("peers.toml"), path("a"));
+    let public = said(&["key", "new", "--out", &key]);
+    assert!(
+        public.starts_with("trivet1:") && public.len() == 52,
+        "{public}"
+    );
+    assert_eq!(said(&["key", "show", &key]), public);
+    let json = said(&["-o", "json", "key", "show", &key]);
+    assert!(json.contains(&public), "{json}");
+    let told = refused(&["key", "new", "--out", &key]);
+    assert!(told.contains("not overwritten"), "{told}");
+    assert_eq!(said(&["key", "show", &key]), public);
+
+    let volume = path("v.toml");
+    let pools = [path("b"), path("c")];
+    let mut create = vec!["volume", "create", &volume, "--size", "1M", "--pool", &pool];
+    create.extend(["--pool", &pools[0], "--pool", &pools[1]]);
+    said(&create);
+    let run = [
+        "downstairs",
+        "run",
+        "--listen",
+        "127.0.0.1:0",
+        "--pool",
+        &pool,
+    ];
+    let with_keys = [&run[..], &["--key", &key, "--peers", &list]].concat();
+    let entry = |name: &str, role: &str, public: &str| {
+        format!("[[peer]]\nname = {name:?}\nrole = {role:?}\nkey = {public:?}\n")
+    };
+    // Nobody is reached without keys from elsewhere, and the way out is named.
+    let anywhere = [
+        "downstairs",
+        "run",
+        "--listen",
+        "0.0.0.0:0",
+        "--pool",
+        &pool,
+    ];
+    let told = refused(&anywhere);
+    assert!(told.contains("trivet key new"), "{told}");
+    // A list that is missing, makes no sense, does not have this node, or has it as no node.
+    assert!(refused(&with_keys).contains("peers.toml"));
+    let lists = [
+        ("[[peer]]\nname = 3".to_owned(), "line 2"),
+        (String::new(), "not in the list"),
+        (entry("a", "exporter", &public), "a, an exporter"),
+    ];
+    for (text, why) in lists {
+        std::fs::write(&list, text).unwrap();
+        let told = refused(&with_keys);
+        assert!(told.contains(why), "{told}");
+    }
+    // And then it serves.
+    std::fs::write(&list, entry("a", "node", &public)).unwrap();
+    let mut child = Command::new(TRIVET)
+        .args(&with_keys)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    let out = child.stdout.take().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut ready).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(ready.starts_with("ready: "), "{ready}");
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let mut child = Command::new(TRIVET)

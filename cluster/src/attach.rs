@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use trivet_downstairs::server::Served;
+use trivet_protocol::frame::Versions;
 use trivet_protocol::{Block, Checksum, Generation, Recorder, Seq, VolumeId};
 use trivet_replica::driver::{LocalReplica, ReplicatedVolume, Start};
 use trivet_replica::upstairs::{ActivateOptions, Config, Limits, LinkId, Notice};
@@ -77,6 +78,7 @@ pub fn attach(a: Attach) -> Result<Arc<ReplicatedVolume>> {
         },
         addresses,
         security: a.security,
+        versions: Versions::default(),
         local: a
             .local
             .map(|(_, s)| Arc::new(Local(s)) as Arc<dyn LocalReplica>),

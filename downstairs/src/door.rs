@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use trivet_protocol::Recorder;
-use trivet_protocol::frame::Frame;
-use trivet_protocol::io::FrameReader;
+use trivet_protocol::frame::{Frame, FrameError, Header, Kind, Versions};
+use trivet_protocol::io::{FrameReader, FrameWriter};
+use trivet_protocol::message::{self, Refusal, Reply};
+use trivet_protocol::{Generation, Recorder};
 use trivet_transport::{Reader, Security, TransportError, Writer};
 
 use crate::replica::ConnId;
@@ -26,14 +27,26 @@ pub const MAX_CONNECTIONS: usize = 1024;
 pub const MAX_WAITING: usize = 128;
 /// The first frame is there within this time, the handshake included.
 pub const HELLO: Duration = Duration::from_secs(5);
+/// Threads at once, at most: who had to leave for another may take a moment to do so.
+const MAX_THREADS: usize = MAX_CONNECTIONS + 2 * MAX_WAITING;
 /// One line per address in this time.
 const TELL: Duration = Duration::from_secs(60);
 /// Addresses remembered for that, at most.
 const MAX_TOLD: usize = 256;
 
+/// A connection that got in.
+pub(crate) struct Greeted {
+    pub(crate) id: ConnId,
+    /// What it began with.
+    pub(crate) first: Frame,
+    /// To be spoken.
+    pub(crate) version: u16,
+    pub(crate) reader: FrameReader<Reader>,
+    pub(crate) writer: Writer,
+}
+
 /// Serves one connection to its end; what it returns is told as a refusal.
-pub(crate) type Serve =
-    Box<dyn Fn(ConnId, Frame, FrameReader<Reader>, Writer) -> Result<(), String> + Send + Sync>;
+pub(crate) type Serve = Box<dyn Fn(Greeted) -> Result<(), String> + Send + Sync>;
 
 /// See the module's head.
 pub(crate) struct Door {
@@ -44,10 +57,11 @@ pub(crate) struct Door {
 
 struct Inner {
     security: Security,
+    versions: Versions,
     recorder: Arc<dyn Recorder>,
     serve: Serve,
     rooms: Mutex<Rooms>,
-    told: Mutex<HashMap<IpAddr, Told>>,
+    told: Mutex<Told>,
     stop: AtomicBool,
 }
 
@@ -58,13 +72,6 @@ struct Rooms {
     /// The oldest first.
     waiting: BTreeMap<u64, TcpStream>,
     inside: HashMap<u64, Writer>,
-}
-
-#[derive(Clone, Copy)]
-struct Told {
-    at: Instant,
-    /// Not told since.
-    more: u64,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -87,6 +94,7 @@ impl Door {
     pub(crate) fn open(
         listen: SocketAddr,
         security: Security,
+        versions: Versions,
         recorder: Arc<dyn Recorder>,
         serve: Serve,
     ) -> Result<Door, TransportError> {
@@ -99,6 +107,7 @@ impl Door {
         let address = listener.local_addr().map_err(failed)?;
         let inner = Arc::new(Inner {
             security,
+            versions,
             recorder,
             serve,
             rooms: Mutex::default(),
@@ -150,6 +159,11 @@ impl Inner {
                 break;
             }
             threads.retain(|t| !t.is_finished());
+            if threads.len() >= MAX_THREADS {
+                // Those that had to leave have not all got round to it: this one is let go.
+                self.recorder.count("transport.crowded_out", 1);
+                continue;
+            }
             // Out of descriptors, most likely: let some connections end first.
             let Some((socket, id)) = socket.ok().and_then(|s| self.let_wait(s)) else {
                 thread::park_timeout(Duration::from_millis(50));
@@ -219,12 +233,43 @@ impl Inner {
         let (reader, writer) = connection.split();
         let late = reader.set_deadline(Some(until));
         late.map_err(|e| e.to_string())?;
-        let mut reader = FrameReader::new(reader);
+        let mut reader = FrameReader::with_versions(reader, Versions::ANY);
         let first = reader
             .next_frame()
             .map_err(|e| format!("before its first request: {e}"))?;
+        let began = reader.version();
+        let agreed = self.versions.agree(began, first.header.aux).map_err(|e| {
+            self.say_versions(&e, &writer);
+            e.to_string()
+        })?;
+        // What it had sent before it heard that is still in the version in which it began.
+        reader.set_versions(Versions {
+            oldest: self.versions.oldest.min(began),
+            newest: self.versions.newest,
+        });
         self.let_in(id, &writer)?;
-        (self.serve)(ConnId(id), first, reader, writer)
+        let greeted = Greeted {
+            id: ConnId(id),
+            first,
+            version: agreed,
+            reader,
+            writer,
+        };
+        (self.serve)(greeted)
+    }
+
+    /// Answers whoever is too new or too old, in our own version: its side can then say so too.
+    fn say_versions(&self, e: &FrameError, writer: &Writer) {
+        let frame = Frame {
+            header: Header::new(Kind::Reply, Generation::NONE, 0),
+            meta: message::encode(&Reply::Refused(Refusal::BadRequest(e.to_string()))),
+            data: Vec::new(),
+        };
+        let mut out = FrameWriter::default();
+        out.set_version(self.versions.newest);
+        out.push(&frame, None);
+        // It is told as far as it goes without waiting.
+        let _ = out.write_with(|parts| writer.try_write(parts));
     }
 
     fn let_in(&self, id: u64, writer: &Writer) -> Result<(), String> {
@@ -239,25 +284,63 @@ impl Inner {
         Ok(())
     }
 
-    /// One line per address and minute, with how many there were since the last.
     fn tell(&self, from: SocketAddr, why: &str) {
-        let now = Instant::now();
-        let mut told = lock(&self.told);
-        if let Some(before) = told.get_mut(&from.ip())
-            && now.duration_since(before.at) < TELL
+        let due = lock(&self.told).due(from.ip(), Instant::now());
+        if let Some(untold) = due {
+            tracing::warn!(%from, why, untold, "connection refused");
+        }
+    }
+}
+
+/// When each address was last told of.
+#[derive(Default)]
+struct Told(HashMap<IpAddr, (Instant, u64)>);
+
+impl Told {
+    /// Whether one more refusal of this address is to be told: the number of those that were not
+    /// since the last. One per address and [`TELL`], of [`MAX_TOLD`] addresses.
+    fn due(&mut self, from: IpAddr, now: Instant) -> Option<u64> {
+        let fresh = |at: Instant| now.duration_since(at) < TELL;
+        if let Some((at, untold)) = self.0.get_mut(&from)
+            && fresh(*at)
         {
-            before.more += 1;
-            return;
+            *untold += 1;
+            return None;
         }
-        if told.len() >= MAX_TOLD {
-            told.retain(|_, t| now.duration_since(t.at) < TELL);
-            if told.len() >= MAX_TOLD {
-                return;
-            }
+        let untold = self.0.remove(&from).map_or(0, |(_, untold)| untold);
+        if self.0.len() >= MAX_TOLD {
+            self.0.retain(|_, (at, _)| fresh(*at));
         }
-        let more = told.get(&from.ip()).map_or(0, |t| t.more);
-        told.insert(from.ip(), Told { at: now, more: 0 });
-        drop(told);
-        tracing::warn!(%from, why, untold_before = more, "connection refused");
+        if self.0.len() >= MAX_TOLD {
+            return None;
+        }
+        self.0.insert(from, (now, 0));
+        Some(untold)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_told_of_once_a_minute_and_not_too_many_are() {
+        let mut told = Told::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let ip = |n: u32| IpAddr::from(std::net::Ipv4Addr::from_bits(n));
+        assert_eq!(told.due(ip(1), at(0)), Some(0));
+        assert_eq!(told.due(ip(1), at(1)), None);
+        assert_eq!(told.due(ip(1), at(59)), None);
+        assert_eq!(told.due(ip(2), at(59)), Some(0));
+        assert_eq!(
+            told.due(ip(1), at(60)),
+            Some(2),
+            "the two that were not told"
+        );
+        let heard = (10..10_000).filter(|n| told.due(ip(*n), at(61)).is_some());
+        assert!(heard.count() < MAX_TOLD);
+        assert!(told.0.len() <= MAX_TOLD);
+        assert_eq!(told.due(ip(20_000), at(200)), Some(0), "those went by");
     }
 }

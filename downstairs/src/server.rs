@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use trivet_protocol::frame::{Frame, Header, Kind};
+use trivet_protocol::frame::{Frame, Header, Kind, Versions};
 use trivet_protocol::io::{FrameReader, FrameWriter, ReadError};
 use trivet_protocol::message::{self, Refusal, Reply, Request};
 use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Recorder, Seq, VolumeId};
@@ -27,7 +27,7 @@ use trivet_transport::call::{self, CallHandler};
 use trivet_transport::{Reader, Security, TransportError, Writer};
 
 use crate::checkpoint::CheckpointJob;
-use crate::door::Door;
+use crate::door::{Door, Greeted};
 use crate::replica::{ConnId, Out, Replica, Settling};
 
 /// A peer must take an answer within this time.
@@ -307,6 +307,8 @@ pub struct Listen {
     pub address: SocketAddr,
     /// How connections are protected, and who may connect.
     pub security: Security,
+    /// What this side understands.
+    pub versions: Versions,
     /// Answers the calls that come to the same port; `None`: they are refused.
     pub calls: Option<Arc<dyn CallHandler>>,
     /// Takes figures.
@@ -319,6 +321,7 @@ impl Listen {
         Listen {
             address,
             security: Security::Plain,
+            versions: Versions::default(),
             calls: None,
             recorder,
         }
@@ -353,8 +356,9 @@ impl Server {
         let door = Door::open(
             listen.address,
             listen.security,
+            listen.versions,
             listen.recorder,
-            Box::new(move |id, first, reader, writer| serving.greeted(id, first, reader, writer)),
+            Box::new(move |greeted| serving.greeted(greeted)),
         )?;
         Ok(Server {
             inner,
@@ -411,16 +415,20 @@ fn spawn(name: String, f: impl FnOnce() + Send + 'static) -> io::Result<thread::
 
 impl Inner {
     /// Serves a connection to its end, by what its first frame asks for.
-    fn greeted(
-        &self,
-        id: ConnId,
-        first: Frame,
-        mut reader: Frames,
-        writer: Writer,
-    ) -> Result<(), String> {
+    fn greeted(&self, greeted: Greeted) -> Result<(), String> {
+        let Greeted {
+            id,
+            first,
+            version,
+            mut reader,
+            writer,
+        } = greeted;
+        let mut out = FrameWriter::default();
+        out.set_version(version);
         if first.header.kind == Kind::Call {
             let calls = self.calls.as_deref();
-            return call::serve(calls, first, &mut reader, &writer).map_err(|e| e.to_string());
+            let ended = call::serve(calls, first, &mut reader, &writer, out);
+            return ended.map_err(|e| e.to_string());
         }
         writer
             .set_write_timeout(TAKE)
@@ -428,7 +436,7 @@ impl Inner {
             .map_err(|e| e.to_string())?;
         let conn = Arc::new(Conn {
             writer,
-            out: Mutex::default(),
+            out: Mutex::new(out),
         });
         match self.wanted(&conn, &first) {
             Ok(served) => {

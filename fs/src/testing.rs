@@ -1,4 +1,76 @@
-//! What the tests of this crate share: random numbers that replay from a seed.
+//! What the tests of this crate share: random numbers that replay from a seed, and a volume whose
+//! lease is lost on command.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use trivet_replica::volume::*;
+
+use crate::{Fs, MkfsOptions, Settings, mkfs};
+
+/// A volume in a file that is gone when it is dropped.
+pub struct HeldVolume {
+    inner: PlainVolume,
+    held: AtomicBool,
+}
+
+impl HeldVolume {
+    /// Of 4,096 blocks.
+    pub fn new() -> HeldVolume {
+        let dir = tempfile::tempdir().unwrap();
+        let id = VolumeId::from_bytes([3; 16]);
+        HeldVolume {
+            inner: PlainVolume::open(&dir.path().join("volume"), id, 4096).unwrap(),
+            held: AtomicBool::new(true),
+        }
+    }
+
+    /// Loses the lease, or has it back.
+    pub fn hold(&self, on: bool) {
+        self.held.store(on, Ordering::Release);
+    }
+}
+
+impl Volume for HeldVolume {
+    fn info(&self) -> VolumeInfo {
+        self.inner.info()
+    }
+    fn space(&self) -> SpaceInfo {
+        self.inner.space()
+    }
+    fn holds(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+    fn read(&self, block: Block, out: &mut [u8]) -> Result<(), VolumeError> {
+        self.inner.read(block, out)
+    }
+    fn read_then(&self, block: Block, count: u32, done: ReadDone) {
+        self.inner.read_then(block, count, done);
+    }
+    fn submit(&self, batch: Batch) -> Result<Ticket, VolumeError> {
+        self.inner.submit(batch)
+    }
+    fn flush_then(&self, upto: Ticket, done: FlushDone) {
+        self.inner.flush_then(upto, done);
+    }
+    fn last_ticket(&self) -> Ticket {
+        self.inner.last_ticket()
+    }
+    fn grow(&self, blocks: u64) -> Result<(), VolumeError> {
+        self.inner.grow(blocks)
+    }
+}
+
+/// An empty file system on a volume.
+pub fn fs_on(volume: Arc<dyn Volume>) -> Arc<Fs> {
+    mkfs(&*volume, &MkfsOptions::default()).unwrap();
+    Fs::mount(volume, Settings::default()).unwrap()
+}
+
+/// A small, empty file system.
+pub fn small_fs() -> Arc<Fs> {
+    fs_on(Arc::new(HeldVolume::new()))
+}
 
 /// A small generator (SplitMix64): the same seed gives the same numbers for ever.
 pub struct Rng(u64);

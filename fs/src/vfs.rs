@@ -23,6 +23,10 @@ pub trait Vfs: Send + Sync {
     /// Registers a watcher of changes that come through other doors than `door`.
     fn watch(&self, door: Door, watcher: Arc<dyn Watcher>);
 
+    /// Whether answers may leave at this moment (invariant 2). A door asks after a call returned,
+    /// just before its answer leaves; if not, it waits or keeps silent. Takes no lock.
+    fn holds(&self) -> bool;
+
     // --- looking ---
     fn getattr(&self, id: InodeId) -> FsResult<Attr>;
     /// Of the kinds asked for, those that the caller has.

@@ -80,6 +80,10 @@ impl Program for Nsm {
         (1, 1)
     }
 
+    fn held(&self, _: u32) -> bool {
+        false
+    }
+
     fn call(&self, call: Call) {
         match call.head.procedure {
             0 => call.reply(|_| ()),

@@ -185,6 +185,10 @@ impl Program for Portmap {
         (2, 4)
     }
 
+    fn held(&self, _: u32) -> bool {
+        false
+    }
+
     fn call(&self, call: Call) {
         match (call.head.version, call.head.procedure) {
             (_, 0) => call.reply(|_| ()),

@@ -22,7 +22,8 @@ use crate::nsm::Nsm;
 use crate::portmap::{self, Mapping, PORT as PORTMAP_PORT, Portmap, Transport};
 use crate::reaper::Reaper;
 use crate::register::{RegisterError, Registration};
-use crate::rpc::pool::{Messages, Pool, PoolLimits};
+use crate::rpc::hold::Hold;
+use crate::rpc::pool::{Messages, Opened, Pool, PoolLimits};
 use crate::rpc::udp::UdpServer;
 use crate::rpc::{Program, Programs};
 
@@ -95,6 +96,7 @@ pub struct NfsServer {
     programs: Arc<dyn Messages>,
     found: Found,
     address: SocketAddr,
+    hold: Arc<Hold>,
     nfs: Arc<Nfs3>,
     mount: Arc<Mount>,
     exports: Arc<Exports>,
@@ -110,9 +112,23 @@ impl NfsServer {
         fs: Arc<dyn Vfs>,
         identity: Identity,
     ) -> Result<NfsServer, NfsError> {
+        NfsServer::start_watched(config, fs, identity, None)
+    }
+
+    /// The same, and `opened` is told of each socket that is served.
+    ///
+    /// # Errors
+    /// [`NfsError`]; nothing is left running or registered then.
+    pub fn start_watched(
+        config: NfsConfig,
+        fs: Arc<dyn Vfs>,
+        identity: Identity,
+        opened: Option<Opened>,
+    ) -> Result<NfsServer, NfsError> {
         let exports = Arc::new(Exports::new(&config.exports)?);
         raise_file_limit(config.limits.connections);
         let committer = Arc::new(Committer::start(Arc::clone(&fs))?);
+        let hold = Hold::start(Arc::clone(&fs))?;
         let threads = config.limits.threads;
         let nfs = Nfs3::new(
             Arc::clone(&fs),
@@ -138,8 +154,10 @@ impl NfsServer {
         let mut mappings = mappings_of(&whole, Transport::Tcp, address.port());
         mappings.extend(mappings_of(&small, Transport::Udp, address.port()));
         let expected = expected(&exports);
-        let main: Arc<dyn Messages> = Arc::new(Programs::new(whole, expected.clone()));
-        let datagrams: Arc<dyn Messages> = Arc::new(Programs::new(small, expected.clone()));
+        let main: Arc<dyn Messages> =
+            Arc::new(Programs::new(whole, expected.clone()).with_hold(&hold));
+        let small = Programs::new(small, expected.clone()).with_hold(&hold);
+        let datagrams: Arc<dyn Messages> = Arc::new(small);
 
         let programs = Arc::clone(&main);
         let mut tcp = vec![(listener, main)];
@@ -165,7 +183,7 @@ impl NfsServer {
                 Binding::Forbidden => {}
             }
         }
-        let pool = Arc::new(Pool::start(tcp, config.limits)?);
+        let pool = Arc::new(Pool::start(tcp, config.limits, opened)?);
         let reaper = match config.drop_locks_after {
             Some(after) => Some(Reaper::start(&pool, &nlm, after)?),
             None => None,
@@ -180,6 +198,7 @@ impl NfsServer {
             programs,
             found,
             address,
+            hold,
             nfs,
             mount,
             exports,
@@ -250,6 +269,11 @@ impl NfsServer {
     /// The exports in force.
     pub fn exports(&self) -> &Exports {
         &self.exports
+    }
+
+    /// Replies that could not leave at once because the volume was not held.
+    pub fn silent(&self) -> u64 {
+        self.hold.silent()
     }
 
     /// The threads and connections.

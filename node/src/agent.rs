@@ -45,13 +45,11 @@ pub enum Decision {
 /// Whether `me` should claim. `heard` are the nodes with fresh reports (this one among them), in
 /// the order of the configuration; `prefer` names the better ones.
 pub fn decide(me: &str, heard: &[Candidate], prefer: &[String]) -> Decision {
-    let busy = |c: &&Candidate| {
-        matches!(
-            c.standing,
-            Standing::Active | Standing::Promoting | Standing::Demoting
-        )
-    };
-    if heard.iter().any(|c| busy(&c)) {
+    // Who says that it is active is believed only as far as the members bear it out: its report may
+    // be older than its death.
+    let busy = |c: &Candidate| matches!(c.standing, Standing::Promoting | Standing::Demoting);
+    let own = |c: &Candidate| c.node == me && c.standing == Standing::Active;
+    if heard.iter().any(|c| busy(c) || own(c)) {
         return Decision::Leave;
     }
     let members = || heard.iter().flat_map(|c| &c.members);
@@ -197,11 +195,18 @@ mod tests {
     fn without_a_majority_or_with_somebody_at_it_nothing_is_tried() {
         let alone = [node(1, 0)];
         assert!(matches!(decide("n1", &alone, &[]), Decision::Hopeless(_)));
-        for busy in [Standing::Active, Standing::Promoting, Standing::Demoting] {
+        for busy in [Standing::Promoting, Standing::Demoting] {
             let mut heard = [node(1, 0), node(2, 0)];
             heard[1].standing = busy;
             assert_eq!(decide("n1", &heard, &[]), Decision::Leave);
         }
+        // The last report of a daemon that died, after its lease was handed back.
+        let mut heard = [node(0, 0), node(1, 0), node(2, 0)];
+        heard[0].standing = Standing::Active;
+        assert_eq!(decide("n1", &heard, &[]), Decision::After(Duration::ZERO));
+        heard[1].members[0].lease_left_ms = 1900;
+        heard[2].members[0].lease_left_ms = 1900;
+        assert_eq!(decide("n1", &heard, &[]), Decision::Leave);
         let mut heard = [node(1, 0), node(2, 0)];
         heard[0].drained = true;
         assert_eq!(decide("n1", &heard, &[]), Decision::Leave, "drained");

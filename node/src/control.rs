@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use trivet_protocol::{Generation, VolumeId};
 use trivet_transport::call::CallHandler;
 use trivet_transport::{Peer, Role as PeerRole};
 
@@ -55,6 +56,7 @@ impl Control {
             Ask::Promote(p) => promote(&node, p),
             Ask::Demote(d) => demote(&node, &d),
             Ask::GiveUp { volume } => give_up(&node, &volume),
+            Ask::HandBack { volume, generation } => hand_back(&node, volume, generation),
             Ask::MakeMember(m) => make_member(&node, &m),
             Ask::Drain {
                 node: whom,
@@ -152,6 +154,19 @@ fn drain(node: &Arc<Node>, whom: &str, drained: bool) -> Result<Answer> {
             }
         }
     }
+    Ok(Answer::Done)
+}
+
+fn hand_back(node: &Arc<Node>, volume: VolumeId, generation: Generation) -> Result<Answer> {
+    let refused = |why: String| NodeError::Refused {
+        volume: volume.to_string(),
+        why,
+    };
+    let served = node.host().and_then(|h| h.member_of(volume));
+    let served = served.ok_or_else(|| refused("this node keeps no member of it".into()))?;
+    served
+        .with(|r| r.hand_back(generation))
+        .map_err(|e| refused(e.to_string()))?;
     Ok(Answer::Done)
 }
 

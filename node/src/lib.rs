@@ -6,6 +6,7 @@
 //! - [`agent`]: whose turn it is to take over, as a pure function;
 //! - [`stack`]: what runs on the active node, and in which order it starts and ends;
 //! - [`net`]: the network namespace with the service address;
+//! - [`supervisor`], [`guard`]: the parent that puts right what a dead daemon leaves behind;
 //! - [`messages`], [`control`], [`client`]: what nodes and operators ask.
 //!
 //! Safety lies beneath, in the members' promises (invariants 1 and 2): whatever is decided here,
@@ -16,12 +17,14 @@ pub mod client;
 pub mod config;
 pub mod control;
 mod error;
+pub mod guard;
 pub mod messages;
 pub mod net;
 pub mod node;
 pub mod role;
 pub mod stack;
 pub mod state;
+pub mod supervisor;
 mod timeline;
 
 pub use config::Config;

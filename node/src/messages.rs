@@ -27,6 +27,14 @@ pub enum Ask {
         /// Of which volume.
         volume: String,
     },
+    /// The daemon that held this is dead, says the supervisor that has reaped it: end the promise.
+    /// Whoever knows the generation's random id is the holder, or its supervisor.
+    HandBack {
+        /// The volume.
+        volume: VolumeId,
+        /// The reign that is over.
+        generation: Generation,
+    },
     /// Keep a member of a new volume.
     MakeMember(MakeMember),
     /// Take a node out of service, or back in.

@@ -25,6 +25,7 @@ use trivet_transport::{Expect, Security};
 use crate::agent::{Candidate, FRESH};
 use crate::config::{Config, NodeConfig, Role as NodeRole, VolumeConfig};
 use crate::error::{NodeError, Result};
+use crate::guard::Guard;
 use crate::messages::{
     Answer, Ask, ClusterReport, Heard, MemberReport, Promote, Report, Standing, VolumeReport, Want,
 };
@@ -48,6 +49,7 @@ pub struct Node {
     clients: Mutex<BTreeMap<VolumeId, Vec<SocketAddr>>>,
     state: Mutex<State>,
     recorder: Arc<dyn Recorder>,
+    guard: Arc<Guard>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stop: AtomicBool,
 }
@@ -75,6 +77,7 @@ impl Node {
         security: Security,
         state: State,
         recorder: Arc<dyn Recorder>,
+        guard: Guard,
     ) -> Result<Arc<Node>> {
         if config.node(name).is_none() {
             let all: Vec<&str> = config.nodes.iter().map(|n| n.name.as_str()).collect();
@@ -91,6 +94,7 @@ impl Node {
             clients: Mutex::default(),
             state: Mutex::new(state),
             recorder,
+            guard: Arc::new(guard),
             threads: Mutex::default(),
             stop: AtomicBool::new(false),
         }))
@@ -191,6 +195,11 @@ impl Node {
     /// Where figures go.
     pub fn recorder(&self) -> &Arc<dyn Recorder> {
         &self.recorder
+    }
+
+    /// What outlives this process.
+    pub fn guard(&self) -> &Arc<Guard> {
+        &self.guard
     }
 
     /// The role of this node for a volume.

@@ -17,6 +17,7 @@ use trivet_protocol::VolumeId;
 use crate::agent::{Decision, decide};
 use crate::config::{Driver, Role as NodeRole, VolumeConfig};
 use crate::error::{NodeError, Result};
+use crate::guard::Held;
 use crate::messages::{
     ActiveReport, Answer, Ask, Move, MoveKind, Promote, RoleReport, Standing, Want,
 };
@@ -258,6 +259,7 @@ impl Worker {
         if let Some(stack) = self.stack.take() {
             stack.abandon();
         }
+        self.unguard();
         self.view(|v| {
             v.trouble = Some(why);
             v.active = None;
@@ -381,9 +383,21 @@ impl Worker {
         let left = deadline.saturating_duration_since(Instant::now());
         let volume = node.attach(config, p, left)?;
         timeline.mark("claimed and recovered");
-        let generation = trivet_replica::Volume::info(volume.as_ref()).generation;
-        let stack = Stack::start(config, volume, clients, &mut timeline)?;
-        Ok((stack, timeline.done(node.name(), kind, generation)))
+        let generation = volume.with(|u, _| u.generation());
+        node.guard().active(Held {
+            volume: self.name.clone(),
+            id: self.id,
+            generation,
+            service: config.service.clone(),
+        });
+        let guard = Arc::clone(node.guard());
+        match Stack::start(config, volume, clients, guard, &mut timeline) {
+            Ok(stack) => Ok((stack, timeline.done(node.name(), kind, generation.number))),
+            Err(e) => {
+                node.guard().ended(&self.name);
+                Err(e)
+            }
+        }
     }
 
     fn take_from(&self, node: &Arc<Node>, holder: &str) -> Result<Vec<SocketAddr>> {
@@ -403,6 +417,13 @@ impl Worker {
         }
     }
 
+    /// Nothing is held here any more.
+    fn unguard(&self) {
+        if let Some(node) = self.node.upgrade() {
+            node.guard().ended(&self.name);
+        }
+    }
+
     fn give_up(&mut self) -> Result<Vec<SocketAddr>> {
         let Some(stack) = self.stack.take() else {
             return Err(NodeError::Refused {
@@ -412,6 +433,7 @@ impl Worker {
         };
         self.stand(Standing::Demoting);
         let (clients, ended) = stack.end();
+        self.unguard();
         self.view(|v| {
             v.active = None;
             v.clients.clear();

@@ -14,7 +14,7 @@ use std::thread;
 use trivet_fs::fuse::{FuseOptions, Mounted, mount};
 use trivet_fs::{Fs, MkfsOptions, Settings, mkfs};
 use trivet_nfs::export::ExportSpec;
-use trivet_nfs::rpc::pool::PoolLimits;
+use trivet_nfs::rpc::pool::{Opened, PoolLimits};
 use trivet_nfs::{Discovery, NfsConfig, NfsServer};
 use trivet_replica::Volume;
 use trivet_replica::driver::ReplicatedVolume;
@@ -22,6 +22,7 @@ use trivet_replica::volume::{BLOCK_BYTES, Block};
 
 use crate::config::VolumeConfig;
 use crate::error::{NodeError, Result};
+use crate::guard::Guard;
 use crate::messages::{ActiveMember, ActiveReport};
 use crate::net::ServiceNet;
 use crate::timeline::Timeline;
@@ -61,6 +62,7 @@ impl Stack {
         config: &VolumeConfig,
         volume: Arc<ReplicatedVolume>,
         clients: Vec<SocketAddr>,
+        guard: Arc<Guard>,
         timeline: &mut Timeline,
     ) -> Result<Stack> {
         let shared: Arc<dyn Volume> = volume.clone();
@@ -80,7 +82,7 @@ impl Stack {
             fs,
             volume,
         };
-        match stack.open_doors(config, clients, timeline) {
+        match stack.open_doors(config, clients, guard, timeline) {
             Ok(()) => Ok(stack),
             Err(e) => {
                 let (_, ended) = stack.end();
@@ -96,6 +98,7 @@ impl Stack {
         &mut self,
         config: &VolumeConfig,
         clients: Vec<SocketAddr>,
+        guard: Arc<Guard>,
         timeline: &mut Timeline,
     ) -> Result<()> {
         if let Some(dir) = &config.mount {
@@ -114,7 +117,7 @@ impl Stack {
                 .service
                 .as_ref()
                 .map(|s| ServiceNet::new(&config.name, config.id, s));
-            self.serve(config, net.as_ref())?;
+            self.serve(config, net.as_ref(), guard)?;
             timeline.mark("NFS listens");
             if let Some(net) = net {
                 net.show(clients, config.port)?;
@@ -125,7 +128,12 @@ impl Stack {
         Ok(())
     }
 
-    fn serve(&mut self, config: &VolumeConfig, net: Option<&ServiceNet>) -> Result<()> {
+    fn serve(
+        &mut self,
+        config: &VolumeConfig,
+        net: Option<&ServiceNet>,
+        guard: Arc<Guard>,
+    ) -> Result<()> {
         let ip = net.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), ServiceNet::address);
         let nfs = NfsConfig {
             listen: SocketAddr::new(ip, config.port),
@@ -135,7 +143,12 @@ impl Stack {
             drop_locks_after: None,
         };
         let (fs, volume) = (Arc::clone(&self.fs), Arc::clone(&self.volume));
-        let start = move || NfsServer::start(nfs, fs as _, Arc::new(move || volume.info()));
+        let name = config.name.clone();
+        let opened: Opened = Arc::new(move |socket| guard.connection(&name, socket));
+        let start = move || {
+            let identity = Arc::new(move || volume.info());
+            NfsServer::start_watched(nfs, fs as _, identity, Some(opened))
+        };
         // The server's threads and sockets belong to the namespace that they are started in.
         let started = match net {
             Some(net) => net.enter(start)?,

@@ -1,7 +1,8 @@
 //! `trivet downstairs run`: serves the regions of this node's pools, in the foreground.
 //!
 //! Says `ready` on standard output when it serves. SIGTERM and Ctrl-C close the regions in order;
-//! SIGUSR1 moves the logs to the extent files, as before copying a pool, and says `settled`.
+//! SIGUSR1 moves the logs to the extent files, as before copying a pool, and says `settled`;
+//! SIGHUP reads the list of peers again.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -9,12 +10,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use signal_hook::consts::SIGUSR1;
+use signal_hook::consts::{SIGHUP, SIGUSR1};
 use signal_hook::iterator::Signals;
 use trivet_cluster::process::Said;
 use trivet_cluster::{ClusterError, Host};
 use trivet_downstairs::server::Listen;
 use trivet_protocol::{NullRecorder, Recorder};
+use trivet_transport::Security;
 
 use super::key::IdentityArgs;
 use crate::error::CliError;
@@ -55,12 +57,14 @@ pub fn run(args: Downstairs, format: Format) -> Result<(), CliError> {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
             .map_err(|e| CliError::failed(format_args!("cannot watch the parent: {e}")))?;
     }
-    let mut settle = Signals::new([SIGUSR1])
+    let mut asked = Signals::new([SIGUSR1, SIGHUP])
         .map_err(|e| CliError::failed(format_args!("cannot listen for signals: {e}")))?;
     let recorder: Arc<dyn Recorder> = Arc::new(NullRecorder);
-    let security = args.identity.security().map_err(|e| failed(&e.into()))?;
+    let identity = args.identity;
+    let security = identity.security().map_err(CliError::failed)?;
+    may_host(&security)?;
     let listen = Listen {
-        security,
+        security: security.clone(),
         ..Listen::plain(args.listen, recorder)
     };
     let host = Host::start(listen, &args.pools).map_err(|e| failed(&e))?;
@@ -72,13 +76,17 @@ pub fn run(args: Downstairs, format: Format) -> Result<(), CliError> {
             regions: host.served().len(),
         },
     )?;
-    let signals = settle.handle();
-    let settling = host.clone();
+    let signals = asked.handle();
+    let asked_of = host.clone();
     let settler = std::thread::Builder::new()
-        .name("settle".into())
+        .name("signals".into())
         .spawn(move || {
-            for _ in settle.forever() {
-                settling.settle();
+            for signal in asked.forever() {
+                if signal == SIGHUP {
+                    reload(&identity, &security);
+                    continue;
+                }
+                asked_of.settle();
                 if let Err(e) = say(format, &Said::Settled) {
                     tracing::warn!("{e}");
                 }
@@ -92,6 +100,29 @@ pub fn run(args: Downstairs, format: Format) -> Result<(), CliError> {
     match Arc::into_inner(host) {
         Some(host) => host.close().map_err(|e| failed(&e)),
         None => Ok(()),
+    }
+}
+
+/// An exporter or an operator has a key so that it need not be trusted with data.
+fn may_host(security: &Security) -> Result<(), CliError> {
+    match security.own() {
+        Some(own) if own.role.hosts_members() => Ok(()),
+        Some(own) => Err(
+            CliError::usage(format_args!("the list of peers has this key as {own}"))
+                .hint("only a node keeps replicas: use a node's key, or change the list"),
+        ),
+        None => Err(
+            CliError::usage("this node's own key is not in the list of peers")
+                .hint("add what `trivet key show FILE` prints, with role = \"node\""),
+        ),
+    }
+}
+
+/// Puts the list in force as it is now in its file; the old one stays if that makes no sense.
+fn reload(identity: &IdentityArgs, security: &Security) {
+    match identity.reload(security) {
+        Ok(()) => tracing::info!("list of peers read again"),
+        Err(e) => tracing::error!("{e}; the list stays as it was"),
     }
 }
 

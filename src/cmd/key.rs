@@ -59,6 +59,17 @@ impl IdentityArgs {
         let identity = Identity::load(key)?;
         Security::tls(identity, Peers::new(PeerSet::load(peers)?))
     }
+
+    /// Puts the list in force as it is now in its file.
+    ///
+    /// # Errors
+    /// The file is missing or makes no sense: nothing has changed.
+    pub fn reload(&self, security: &Security) -> Result<(), TransportError> {
+        if let (Some(path), Security::Tls(tls)) = (&self.peers, security) {
+            tls.peers().replace(PeerSet::load(path)?);
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Serialize)]

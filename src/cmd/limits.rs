@@ -4,7 +4,9 @@
 //! it.
 
 use serde::Serialize;
+use trivet_downstairs::door;
 use trivet_protocol::limits as protocol;
+use trivet_transport::{call, peers};
 
 use crate::error::CliError;
 use crate::output::{self, Format, Table};
@@ -72,6 +74,43 @@ fn all() -> Limits {
             "bytes",
             "data part of a frame between nodes",
         ),
+        limit(
+            "call.request",
+            protocol::MAX_CALL as u64,
+            "bytes",
+            "a call's request",
+        ),
+        limit(
+            "call.answer",
+            protocol::MAX_ANSWER as u64,
+            "bytes",
+            "a call's answer",
+        ),
+        limit(
+            "call.idle",
+            call::IDLE.as_secs(),
+            "seconds",
+            "a connection without a call",
+        ),
+        limit(
+            "connections",
+            door::MAX_CONNECTIONS as u64,
+            "connections",
+            "connections to one server that got in",
+        ),
+        limit(
+            "connections.waiting",
+            door::MAX_WAITING as u64,
+            "connections",
+            "connections on their way in; one more, and the oldest is closed",
+        ),
+        limit(
+            "connections.hello",
+            door::HELLO.as_secs(),
+            "seconds",
+            "from connecting to the first frame, the handshake included",
+        ),
+        limit("peers", peers::MAX_PEERS as u64, "peers", "a list of peers"),
         limit(
             "volume.members",
             protocol::MAX_MEMBERS as u64,

@@ -1,6 +1,9 @@
 //! `trivet serve`: the daemon of one node, in the foreground.
 
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use clap::Args;
@@ -8,7 +11,8 @@ use serde::Serialize;
 use trivet_cluster::Host;
 use trivet_downstairs::server::Listen;
 use trivet_node::control::Control;
-use trivet_node::{Config, Node, State};
+use trivet_node::guard::Guard;
+use trivet_node::{Config, Node, State, supervisor};
 use trivet_protocol::{NullRecorder, Recorder};
 
 use super::cluster::{ClusterArgs, failed};
@@ -28,9 +32,12 @@ pub struct ServeArgs {
     /// What the node remembers across restarts
     #[arg(long, value_name = "DIR", default_value = "/var/lib/trivet")]
     state: PathBuf,
-    /// End in order when the process that started this one ends
+    /// Run without the parent process that hands the leases of a dead daemon back
+    #[arg(long)]
+    no_supervisor: bool,
+    /// This is the daemon itself; its standard input leads to its supervisor
     #[arg(long, hide = true)]
-    end_with_parent: bool,
+    supervised: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -48,7 +55,16 @@ struct Ready {
 /// What does not start, and why.
 pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
     let stop = Stop::on_signals()?;
-    if args.end_with_parent {
+    if !args.supervised && !args.no_supervisor {
+        return supervise(&args, &stop);
+    }
+    let mut guard = Guard::none();
+    if args.supervised {
+        let parent = std::io::stdin().as_fd().try_clone_to_owned();
+        guard =
+            Guard::new(parent.map_err(|e| {
+                CliError::failed(format_args!("cannot talk to the supervisor: {e}"))
+            })?);
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
             .map_err(|e| CliError::failed(format_args!("cannot watch the parent: {e}")))?;
     }
@@ -57,14 +73,20 @@ pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
     let name = args.node.unwrap_or_else(host_name);
     let security = config.security(&args.cluster.key).map_err(|e| failed(&e))?;
     let recorder: Arc<dyn Recorder> = Arc::new(NullRecorder);
-    let node = Node::new(&name, config, security.clone(), state, recorder.clone())
-        .map_err(|e| failed(&e))?;
+    let node = Node::new(
+        &name,
+        config,
+        security.clone(),
+        state,
+        recorder.clone(),
+        guard,
+    )
+    .map_err(|e| failed(&e))?;
     let listen = node.listen().map_err(|e| failed(&e))?;
     let listen = Listen {
-        address: listen,
         security,
         calls: Some(Arc::new(Control::new(&node))),
-        recorder,
+        ..Listen::plain(listen, recorder)
     };
     let host = Host::start(listen, &node.pools()).map_err(|e| cluster_failed(&e))?;
     let ready = Ready {
@@ -81,6 +103,31 @@ pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
     match Arc::into_inner(node).and_then(Node::into_host) {
         Some(host) => host.close().map_err(|e| cluster_failed(&e)),
         None => Ok(()),
+    }
+}
+
+/// Runs this very command again as the daemon, and looks after it.
+fn supervise(args: &ServeArgs, stop: &Stop) -> Result<(), CliError> {
+    let state = State::open(&args.state).map_err(|e| failed(&e))?;
+    let config = load(&args.cluster.config, &args.state, &state)?;
+    let security = config.security(&args.cluster.key).map_err(|e| failed(&e))?;
+    // The program as it was started, also after an upgrade has replaced the file.
+    let program = PathBuf::from("/proc/self/exe");
+    let command = || {
+        let mut command = Command::new(&program);
+        command.arg0("trivet");
+        command
+            .args(std::env::args_os().skip(1))
+            .arg("--supervised");
+        command
+    };
+    let status =
+        supervisor::run(command, &config, &security, stop.flag()).map_err(|e| failed(&e))?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(CliError::failed(format_args!(
+            "the daemon ended with {status}"
+        ))),
     }
 }
 

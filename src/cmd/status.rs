@@ -54,6 +54,7 @@ pub fn run(args: &StatusArgs, format: Format) -> Result<(), CliError> {
                 Some(Grade::NotServed) => Err(CliError::quiet(Exit::Usage)),
             };
         }
+        // For the person who watches.
         std::thread::sleep(Duration::from_secs(1));
     }
 }

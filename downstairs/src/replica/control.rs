@@ -84,6 +84,16 @@ impl Replica {
         self.reply(conn, id, &reply, out);
     }
 
+    /// The holder of this generation is done: its promise ends, durably.
+    ///
+    /// # Errors
+    /// The promise is another one's, or cannot be stored.
+    pub fn hand_back(&mut self, g: Generation) -> Result<(), Refusal> {
+        let before = self.member.state().clone();
+        let keep = self.member.hand_back(g)?;
+        self.keep(before, keep)
+    }
+
     pub(super) fn answer(
         &mut self,
         now: Now,
@@ -127,12 +137,7 @@ impl Replica {
                 }
                 Ok(Reply::Recorded(version))
             }
-            Request::HandBack => {
-                let before = self.member.state().clone();
-                let keep = self.member.hand_back(g)?;
-                self.keep(before, keep)?;
-                Ok(Reply::Done)
-            }
+            Request::HandBack => self.hand_back(g).map(|()| Reply::Done),
             Request::Cut(to) => {
                 self.member.check(g)?;
                 let store = self.store_mut()?;

@@ -38,6 +38,11 @@ pub struct ConnId(pub u64);
 
 /// Bytes of frames that may wait for room in the log, per connection.
 pub const PARKED: usize = 96 << 20;
+/// With less room than this for new data a checkpoint does not wait for a half-full log: what was
+/// discarded gives its room back only there.
+const CRAMPED: u64 = 64 << 20;
+/// But no more often than this.
+const RELIEVE_EVERY: Duration = Duration::from_secs(1);
 /// The pool is asked for its free space at most this often: each question is a system call.
 const SPACE_EVERY: Duration = Duration::from_millis(20);
 /// Checksums given in one answer, at most.
@@ -101,6 +106,10 @@ pub struct Replica {
     syncing: bool,
     sync_wanted: bool,
     checkpointing: bool,
+    /// The pool was found nearly full.
+    cramped: Cell<bool>,
+    /// When a checkpoint was last begun for that reason.
+    relieved: Now,
     /// When the last frame arrived.
     now: Now,
     recorder: Arc<dyn Recorder>,
@@ -153,6 +162,8 @@ impl Replica {
             syncing: false,
             sync_wanted: false,
             checkpointing: false,
+            cramped: Cell::new(false),
+            relieved: Now::default(),
             now,
             recorder,
         }

@@ -133,6 +133,7 @@ impl Replica {
         let free = self.store().and_then(|s| s.free_space().ok());
         let granted = c.received.saturating_add(free.map_or(0, |s| s.free));
         c.granted.set((self.now, granted));
+        self.cramped.set(free.is_some_and(|s| s.free < CRAMPED));
         granted
     }
 
@@ -143,7 +144,10 @@ impl Replica {
 
     /// Whether a checkpoint is due.
     pub fn wants_checkpoint(&self) -> bool {
-        let due = self.store().is_some_and(Store::wants_checkpoint);
+        let cramped = self.cramped.get() && self.now.since(self.relieved) >= RELIEVE_EVERY;
+        let due = self
+            .store()
+            .is_some_and(|s| s.wants_checkpoint() || (cramped && s.checkpoint_would_help()));
         !self.checkpointing && (due || self.conns.values().any(|c| !c.parked.is_empty()))
     }
 
@@ -209,6 +213,7 @@ impl Replica {
         };
         let job = store.begin_checkpoint().ok().flatten()?;
         self.checkpointing = true;
+        self.relieved = self.now;
         Some(job)
     }
 

@@ -72,7 +72,7 @@ impl Core {
         (self.sb.blocks / 64).clamp(16, 4096)
     }
 
-    fn bitmap(&self, group: u64) -> FsResult<Arc<Page>> {
+    pub(super) fn bitmap(&self, group: u64) -> FsResult<Arc<Page>> {
         let block = bitmap_block(group);
         self.any_page(block, Some(group))
             .and_then(|(page, kind)| match kind {

@@ -4,8 +4,13 @@
 //! `commit` held, so that readers go on while the volume makes the writer wait.
 //!
 //! After the first failure that leaves the volume's state unknown everything is refused
-//! ([`FsError::Stopped`]); a refusal for want of space is not one: the sealed batch is kept and
-//! offered again.
+//! ([`FsError::Stopped`]). Two refusals are not such:
+//! - for want of space: the batch was not taken. It goes back into the open transaction (module
+//!   `unseal`), so that later operations, deletions above all, make it smaller;
+//! - because the volume is not held: whether the batch was taken is unknown, so it is kept as it
+//!   is and offered again, first of all; the same blocks written twice are the same history.
+//!   Whoever asked for durability gets an error, and may ask again when the volume is back. If it
+//!   never is, no answer leaves any more (`Volume::holds`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,8 +70,7 @@ impl Fate {
 pub(crate) struct Engine {
     pub volume: Arc<dyn Volume>,
     core: RwLock<Core>,
-    /// Held while a transaction is sealed and submitted; a batch that was refused for want of
-    /// space waits in it.
+    /// Held while a transaction is sealed and submitted; a batch that was refused waits in it.
     commit: Mutex<Option<(u64, Batch)>>,
     submitted: Mutex<(u64, Ticket)>,
     fate: Arc<Fate>,
@@ -196,6 +200,13 @@ impl Engine {
                 Ok(())
             }
             Err(e @ VolumeError::NoSpace(_)) => {
+                let mut core = self.core.write().unwrap_or_else(PoisonError::into_inner);
+                if !core.unseal() {
+                    *waiting = Some((id, batch));
+                }
+                Err(e.into())
+            }
+            Err(e @ VolumeError::NotActive(_)) => {
                 *waiting = Some((id, batch));
                 Err(e.into())
             }
@@ -226,6 +237,8 @@ impl Engine {
                         fate.durable.fetch_max(receipt.upto().0.0, Ordering::AcqRel);
                         Ok(())
                     }
+                    // The history is whole; a later flush may well succeed, and covers this one.
+                    Err(e @ VolumeError::NotActive(_)) => Err(e.into()),
                     Err(e) => Err(fate.stop(format!("a flush failed: {e}"))),
                 })
             }),
@@ -290,6 +303,7 @@ impl Core {
             pages: pages.into_iter().collect::<HashMap<_, _>>(),
             data: txn.data,
             zeroed: txn.zeroed,
+            freed: txn.freed,
         }));
         Some((id, Batch { ops }))
     }

@@ -15,6 +15,7 @@ mod cache;
 mod engine;
 mod runs;
 mod txn;
+mod unseal;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -40,6 +41,7 @@ pub(super) struct Sealed {
     pages: HashMap<u64, Arc<Page>>,
     data: DataRuns,
     zeroed: RunSet,
+    freed: RunSet,
 }
 
 /// Times that have not reached their inode's item: plain overwrites change nothing else, and

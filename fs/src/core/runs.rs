@@ -39,6 +39,19 @@ impl RunSet {
         }
     }
 
+    /// Adds a run of which parts may be in already.
+    pub fn unite(&mut self, start: u64, end: u64) {
+        self.cut(start, end);
+        self.add(start, end);
+    }
+
+    /// Takes out whatever of a run is in.
+    pub fn cut(&mut self, start: u64, end: u64) {
+        while let Some((s, e)) = self.overlapping(start, end) {
+            self.remove(s.max(start), e.min(end));
+        }
+    }
+
     /// The first run that overlaps `start..end`.
     pub fn overlapping(&self, start: u64, end: u64) -> Option<(u64, u64)> {
         self.0
@@ -88,6 +101,11 @@ fn blocks_of(b: &Bytes) -> u64 {
 }
 
 impl DataRuns {
+    /// Blocks of a content.
+    pub fn blocks_of(data: &Bytes) -> u64 {
+        blocks_of(data)
+    }
+
     /// Takes out what lies in `start..end`; runs that reach beyond are cut (by reference).
     pub fn carve(&mut self, start: u64, end: u64) -> Vec<(u64, Bytes)> {
         let mut out = Vec::new();

@@ -11,10 +11,12 @@ use std::time::{Duration, SystemTime};
 use fuser::*;
 
 use super::convert::{creds, errno, file_attr, file_type};
+use super::gate::Gate;
 use super::handles::Handles;
+use super::notify::Notify;
 use super::{FUSE_DOOR, TTL};
 use crate::Vfs;
-use crate::api::{Attr, Creds, Ctx, InodeId, Mark, Seek};
+use crate::api::{Attr, Creds, Ctx, FlushCallback, InodeId, Mark, Seek};
 use crate::error::{FsError, FsResult};
 use crate::lock::{LockCall, LockFamily, LockKind, LockRange};
 
@@ -26,7 +28,6 @@ const MAX_BACKGROUND: u16 = 512;
 const LIST: usize = 256;
 
 const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits() as i32;
-const O_TRUNC: i32 = rustix::fs::OFlags::TRUNC.bits() as i32;
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 const F_RDLCK: i32 = 0;
@@ -37,9 +38,11 @@ const F_UNLCK: i32 = 2;
 pub(super) struct FuseDoor {
     pub fs: Arc<dyn Vfs>,
     pub handles: Arc<Handles>,
+    pub notify: Arc<Notify>,
+    pub gate: Arc<Gate>,
 }
 
-/// Answers with an error, or goes on.
+/// Answers with an error, or goes on. For what the file system said use `held`.
 macro_rules! or_reply {
     ($reply:expr, $result:expr) => {
         match $result {
@@ -50,11 +53,16 @@ macro_rules! or_reply {
 }
 pub(super) use or_reply;
 
-impl FuseDoor {
-    pub fn new(fs: Arc<dyn Vfs>, handles: Arc<Handles>) -> FuseDoor {
-        FuseDoor { fs, handles }
-    }
+/// The same of an answer of the file system's, once the volume is known to be held after it.
+macro_rules! held {
+    ($door:expr, $reply:expr, $result:expr) => {{
+        let result = $result;
+        or_reply!($reply, $door.gate.pass(result))
+    }};
+}
+pub(super) use held;
 
+impl FuseDoor {
     pub fn id(&self, ino: INodeNo) -> FsResult<InodeId> {
         self.handles.id(ino.0)
     }
@@ -65,8 +73,9 @@ impl FuseDoor {
 
     /// Answers with an object that the kernel from now on knows.
     pub fn reply_entry(&self, attr: &Attr, reply: ReplyEntry) {
-        or_reply!(reply, self.handles.told(attr));
-        reply.entry(&TTL, &file_attr(attr), Generation(attr.id.generation));
+        let attr = held!(self, reply, self.handles.told(attr));
+        let (ttl, generation) = (self.notify.name_ttl(), Generation(attr.id.generation));
+        reply.entry(&ttl, &file_attr(&attr), generation);
     }
 
     /// How a file is opened: see the head of `fuse`.
@@ -75,6 +84,17 @@ impl FuseDoor {
             true => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
             false => FopenFlags::FOPEN_KEEP_CACHE,
         }
+    }
+
+    /// Answers a flush.
+    fn answer(&self, reply: ReplyEmpty) -> FlushCallback {
+        let gate = self.gate.clone();
+        Box::new(move |r| {
+            gate.then(move |held| match held.and(r) {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno(&e)),
+            });
+        })
     }
 
     fn release_locks(&self, ino: INodeNo, owners: &[u64]) {
@@ -110,23 +130,11 @@ impl FuseDoor {
     }
 }
 
-/// Answers once everything up to a mark is durable.
-pub(super) fn reply_durable(fs: &dyn Vfs, upto: Mark, reply: ReplyEmpty) {
-    fs.flush_then(
-        upto,
-        Box::new(move |r| match r {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(errno(&e)),
-        }),
-    );
-}
-
 impl Filesystem for FuseDoor {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         use InitFlags as I;
         for flag in [
             I::FUSE_ASYNC_READ,
-            I::FUSE_ATOMIC_O_TRUNC,
             I::FUSE_BIG_WRITES,
             I::FUSE_DONT_MASK,
             I::FUSE_POSIX_LOCKS,
@@ -160,13 +168,14 @@ impl Filesystem for FuseDoor {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let dir = or_reply!(reply, self.id(parent));
-        match self.fs.lookup(&creds(req), dir, name.as_bytes()) {
+        let found = self.fs.lookup(&creds(req), dir, name.as_bytes());
+        match self.gate.pass(found) {
             Ok((attr, _)) => self.reply_entry(&attr, reply),
             Err(FsError::NotFound) => {
                 // Inode 0: "there is no such name", and that may be remembered.
-                let mut none = file_attr(&or_reply!(reply, self.fs.getattr(dir)));
+                let mut none = file_attr(&held!(self, reply, self.fs.getattr(dir)));
                 none.ino = INodeNo(0);
-                reply.entry(&TTL, &none, Generation(0));
+                reply.entry(&self.notify.name_ttl(), &none, Generation(0));
             }
             Err(e) => reply.error(errno(&e)),
         }
@@ -178,7 +187,7 @@ impl Filesystem for FuseDoor {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let id = or_reply!(reply, self.id(ino));
-        let attr = or_reply!(reply, self.fs.getattr(id));
+        let attr = held!(self, reply, self.fs.getattr(id));
         reply.attr(&TTL, &file_attr(&attr));
     }
 
@@ -207,7 +216,7 @@ impl Filesystem for FuseDoor {
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         let id = or_reply!(reply, self.id(ino));
-        let (target, _) = or_reply!(reply, self.fs.readlink(&creds(req), id));
+        let (target, _) = held!(self, reply, self.fs.readlink(&creds(req), id));
         reply.data(&target);
     }
 
@@ -279,13 +288,9 @@ impl Filesystem for FuseDoor {
         self.do_link(req, ino, (newparent, newname), reply);
     }
 
-    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let id = or_reply!(reply, self.id(ino));
-        if flags.0 & O_TRUNC != 0 {
-            or_reply!(reply, self.truncate_open(req, id));
-        } else {
-            or_reply!(reply, self.fs.getattr(id));
-        }
+        held!(self, reply, self.fs.getattr(id));
         reply.opened(FileHandle(self.handles.open()), Self::open_flags(flags.0));
     }
 
@@ -301,15 +306,18 @@ impl Filesystem for FuseDoor {
         reply: ReplyData,
     ) {
         let id = or_reply!(reply, self.id(ino));
+        let gate = self.gate.clone();
         self.fs.read_then(
             &creds(req),
             id,
             offset,
             size.min(MAX_REQUEST),
-            Box::new(move |r| match r {
-                // One copy, unless the content is in one piece: the reply takes one slice.
-                Ok(out) => reply.data(&out.concat()),
-                Err(e) => reply.error(errno(&e)),
+            Box::new(move |r| {
+                gate.then(move |held| match held.and(r) {
+                    // One copy, unless the content is in one piece: the reply takes one slice.
+                    Ok(out) => reply.data(&out.concat()),
+                    Err(e) => reply.error(errno(&e)),
+                });
             }),
         );
     }
@@ -357,14 +365,7 @@ impl Filesystem for FuseDoor {
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data: bool, reply: ReplyEmpty) {
         let id = or_reply!(reply, self.id(ino));
-        self.fs.fsync_then(
-            id,
-            data,
-            Box::new(move |r| match r {
-                Ok(()) => reply.ok(),
-                Err(e) => reply.error(errno(&e)),
-            }),
-        );
+        self.fs.fsync_then(id, data, self.answer(reply));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -381,7 +382,11 @@ impl Filesystem for FuseDoor {
         mut reply: ReplyDirectory,
     ) {
         let id = or_reply!(reply, self.id(ino));
-        let page = or_reply!(reply, self.fs.readdir(&creds(req), id, offset, LIST, false));
+        let page = held!(
+            self,
+            reply,
+            self.fs.readdir(&creds(req), id, offset, LIST, false)
+        );
         for e in &page.entries {
             let name = OsStr::from_bytes(&e.name);
             if reply.add(INodeNo(e.id.ino.0), e.cookie, file_type(e.kind), name) {
@@ -400,20 +405,28 @@ impl Filesystem for FuseDoor {
         mut reply: ReplyDirectoryPlus,
     ) {
         let id = or_reply!(reply, self.id(ino));
-        let page = or_reply!(reply, self.fs.readdir(&creds(req), id, offset, LIST, true));
+        let page = held!(
+            self,
+            reply,
+            self.fs.readdir(&creds(req), id, offset, LIST, true)
+        );
         for e in &page.entries {
             let name = OsStr::from_bytes(&e.name);
             let dots = &e.name[..] == b"." || &e.name[..] == b"..";
             // Of the dots the kernel keeps no count, and wants only number and kind.
             let attr = match e.attr {
-                Some(attr) if dots || self.handles.told(&attr).is_ok() => attr,
-                _ => continue,
+                Some(attr) if dots => attr,
+                Some(attr) => match self.handles.told(&attr) {
+                    Ok(attr) => attr,
+                    Err(_) => continue,
+                },
+                None => continue,
             };
             let full = reply.add(
                 INodeNo(e.id.ino.0),
                 e.cookie,
                 name,
-                &TTL,
+                &self.notify.name_ttl(),
                 &file_attr(&attr),
                 Generation(e.id.generation),
             );
@@ -428,11 +441,11 @@ impl Filesystem for FuseDoor {
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply_durable(&*self.fs, self.fs.last_mark(), reply);
+        self.fs.flush_then(self.fs.last_mark(), self.answer(reply));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let s = or_reply!(reply, self.fs.statfs());
+        let s = held!(self, reply, self.fs.statfs());
         let (total, free) = (s.total_bytes / 4096, s.free_bytes / 4096);
         let inodes = s.inodes + s.free_inodes;
         reply.statfs(total, free, free, inodes, s.free_inodes, 4096, 255, 4096);
@@ -453,13 +466,17 @@ impl Filesystem for FuseDoor {
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let id = or_reply!(reply, self.id(ino));
-        let value = or_reply!(reply, self.fs.get_xattr(&creds(req), id, name.as_bytes()));
+        let value = held!(
+            self,
+            reply,
+            self.fs.get_xattr(&creds(req), id, name.as_bytes())
+        );
         reply_sized(&value, size, reply);
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let id = or_reply!(reply, self.id(ino));
-        let names = or_reply!(reply, self.fs.list_xattr(&creds(req), id));
+        let names = held!(self, reply, self.fs.list_xattr(&creds(req), id));
         let mut list = Vec::new();
         for name in names {
             list.extend_from_slice(&name);
@@ -499,7 +516,7 @@ impl Filesystem for FuseDoor {
     ) {
         let id = or_reply!(reply, self.id(ino));
         let call = or_reply!(reply, Self::lock_call(owner, pid, typ, start, end));
-        match or_reply!(reply, self.fs.lock_test(id, &call)) {
+        match held!(self, reply, self.fs.lock_test(id, &call)) {
             None => reply.locked(0, 0, F_UNLCK, 0),
             Some(held) => {
                 let kind = match held.kind {
@@ -533,7 +550,7 @@ impl Filesystem for FuseDoor {
         let call = or_reply!(reply, Self::lock_call(owner, pid, typ, start, end));
         self.handles.locked(fh.0, owner.0);
         if !sleep {
-            or_reply!(reply, self.fs.lock(id, &call, None));
+            held!(self, reply, self.fs.lock(id, &call, None));
             return reply.ok();
         }
         // The reply goes with the wait if the lock is not to be had at once.
@@ -589,7 +606,7 @@ impl Filesystem for FuseDoor {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        let at = or_reply!(reply, self.fs.seek(id, offset, what));
+        let at = held!(self, reply, self.fs.seek(id, offset, what));
         reply.offset(at as i64);
     }
 
@@ -609,7 +626,11 @@ impl Filesystem for FuseDoor {
         let from = (or_reply!(reply, self.id(ino_in)), offset_in);
         let to = (or_reply!(reply, self.id(ino_out)), offset_out);
         let creds = creds(req);
-        let done = or_reply!(reply, self.fs.copy_range(self.ctx(&creds), from, to, len));
+        let done = held!(
+            self,
+            reply,
+            self.fs.copy_range(self.ctx(&creds), from, to, len)
+        );
         reply.written(done.value as u32);
     }
 }

@@ -71,27 +71,42 @@ impl Handles {
         ino == InodeId::ROOT.ino.0 || self.shard(ino).contains_key(&ino)
     }
 
-    /// Notes that the kernel is about to be told of an inode.
-    pub fn told(&self, attr: &Attr) -> FsResult<()> {
+    /// All inodes that the kernel knows.
+    pub fn all(&self) -> Vec<u64> {
+        let shards = self.known.iter().flat_map(|shard| {
+            let inodes: Vec<u64> = lock(shard).keys().copied().collect();
+            inodes
+        });
+        std::iter::once(InodeId::ROOT.ino.0).chain(shards).collect()
+    }
+
+    /// Notes that the kernel is about to be told of an inode; returns what to tell. From here on
+    /// it gets notices of changes, so what is new to it is looked at once more: another door may
+    /// have changed it after `attr` was taken, when there was nobody to notify.
+    pub fn told(&self, attr: &Attr) -> FsResult<Attr> {
         let ino = attr.id.ino.0;
         if ino == InodeId::ROOT.ino.0 {
-            return Ok(());
+            return Ok(*attr);
         }
-        let mut shard = self.shard(ino);
-        if let Some(k) = shard.get_mut(&ino) {
-            k.lookups += 1;
-            return Ok(());
+        {
+            let mut shard = self.shard(ino);
+            if let Some(k) = shard.get_mut(&ino) {
+                k.lookups += 1;
+                return Ok(*attr);
+            }
+            // Fails if it lost its last name meanwhile.
+            self.fs.open_ref(attr.id)?;
+            shard.insert(
+                ino,
+                Known {
+                    generation: attr.id.generation,
+                    lookups: 1,
+                },
+            );
         }
-        // Fails if it lost its last name meanwhile.
-        self.fs.open_ref(attr.id)?;
-        shard.insert(
-            ino,
-            Known {
-                generation: attr.id.generation,
-                lookups: 1,
-            },
-        );
-        Ok(())
+        self.fs
+            .getattr(attr.id)
+            .inspect_err(|_| self.forget(ino, 1))
     }
 
     /// The kernel forgets an inode that it was told of `n` times.

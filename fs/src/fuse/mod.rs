@@ -17,10 +17,15 @@
 //! Not carried by the library: TMPFILE, STATX, SYNCFS, interrupts. `sync` and `syncfs` therefore
 //! do not reach us: completed writes are flushed unasked (`Settings::flush_interval`).
 //!
+//! - Nothing leaves while the volume is not held: see `gate`.
+//! - `O_TRUNC` is not taken along with `open` (`ATOMIC_O_TRUNC`): the kernel would send it before
+//!   it looks whether the file is a running program, whose text would be gone when it refuses.
+//!
 //! If the process dies the mount point answers ENOTCONN; [`mount`] clears such a one away first.
 
 mod convert;
 mod door;
+mod gate;
 mod handles;
 mod mutate;
 mod notify;
@@ -50,6 +55,12 @@ pub struct FuseOptions {
     pub threads: usize,
     /// Let other users in (as root always; else `user_allow_other` must be set).
     pub allow_other: bool,
+    /// How long callers wait after the volume's lease was lost, before they get EIO and the
+    /// kernel's caches are dropped.
+    pub patience: Duration,
+    /// Whether the connection is aborted then: another node may serve by now, and programs here
+    /// must not go on with what they have mapped. The mount point is free afterwards.
+    pub abort_when_lost: bool,
 }
 
 impl Default for FuseOptions {
@@ -59,6 +70,8 @@ impl Default for FuseOptions {
             name: "trivet".into(),
             threads: (2 * cores).clamp(4, 16),
             allow_other: rustix::process::geteuid().is_root(),
+            patience: Duration::from_secs(30),
+            abort_when_lost: true,
         }
     }
 }
@@ -68,6 +81,7 @@ pub struct Mounted {
     session: Option<BackgroundSession>,
     path: PathBuf,
     notify: Arc<notify::Notify>,
+    gate: Arc<gate::Gate>,
 }
 
 /// Mounts a file system on a directory and serves it from threads of its own.
@@ -99,15 +113,41 @@ pub fn mount(fs: Arc<dyn Vfs>, path: &Path, options: &FuseOptions) -> io::Result
     config.n_threads = Some(options.threads.clamp(1, 64));
     config.clone_fd = true;
     let handles = Arc::new(handles::Handles::new(fs.clone()));
-    let door = door::FuseDoor::new(fs.clone(), handles.clone());
+    let notify = notify::Notify::new(handles.clone());
+    let gate = gate::Gate::new(fs.clone(), options.patience);
+    let door = door::FuseDoor {
+        fs: fs.clone(),
+        handles,
+        notify: notify.clone(),
+        gate: gate.clone(),
+    };
     let session = fuser::spawn_mount(door, path, &config)?;
-    let notify = notify::Notify::start(session.notifier(), handles)?;
-    fs.watch(FUSE_DOOR, notify.clone());
-    Ok(Mounted {
+    let mounted = Mounted {
         session: Some(session),
         path: path.to_owned(),
-        notify,
-    })
+        notify: notify.clone(),
+        gate: gate.clone(),
+    };
+    // From here on an error unmounts.
+    if let Some(session) = &mounted.session {
+        notify.start(session.notifier())?;
+    }
+    fs.watch(FUSE_DOOR, notify.clone());
+    let abort = options.abort_when_lost.then(|| path.to_owned());
+    gate.start(move || lost(&notify, abort.as_deref()))?;
+    Ok(mounted)
+}
+
+/// The volume is lost for longer than anybody waits: what the kernel has cached is not to be
+/// believed, and with `abort` its connection ends.
+fn lost(notify: &notify::Notify, abort: Option<&Path>) {
+    tracing::error!("the volume is lost for too long: callers get errors");
+    notify.forget_all();
+    let Some(path) = abort else { return };
+    if let Err(error) = unmount(path, UnmountFlags::FORCE | UnmountFlags::DETACH) {
+        // Without root there is no way to abort; what is asked of us is refused all the same.
+        tracing::warn!(path = %path.display(), %error, "cannot abort the mount");
+    }
 }
 
 impl Mounted {
@@ -129,6 +169,7 @@ impl Mounted {
 
     fn end(&mut self) -> io::Result<bool> {
         self.notify.stop();
+        self.gate.stop();
         let Some(session) = self.session.take() else {
             return Ok(true);
         };

@@ -9,9 +9,9 @@ use fuser::*;
 
 use super::TTL;
 use super::convert::{creds, errno, file_attr, set_time, unpack_rdev};
-use super::door::{FuseDoor, or_reply};
+use super::door::{FuseDoor, held, or_reply};
 use crate::api::{
-    CreateHow, Fallocate, FlushCallback, InodeId, NewAttr, NodeKind, RenameHow, SetAttr, XattrHow,
+    CreateHow, Fallocate, FlushCallback, NewAttr, NodeKind, RenameHow, SetAttr, XattrHow,
 };
 use crate::error::FsResult;
 
@@ -62,15 +62,8 @@ impl FuseDoor {
     pub fn do_setattr(&self, req: &Request, ino: INodeNo, set: SetAttr, reply: ReplyAttr) {
         let id = or_reply!(reply, self.id(ino));
         let creds = creds(req);
-        let done = or_reply!(reply, self.fs.setattr(self.ctx(&creds), id, set));
+        let done = held!(self, reply, self.fs.setattr(self.ctx(&creds), id, set));
         reply.attr(&TTL, &file_attr(&done.value.after));
-    }
-
-    /// `open` with `O_TRUNC`.
-    pub fn truncate_open(&self, req: &Request, id: InodeId) -> FsResult<()> {
-        let creds = creds(req);
-        let set = set_attr(req, (None, None, None), Some(0), (None, None), true);
-        self.fs.setattr(self.ctx(&creds), id, set).map(|_| ())
     }
 
     pub fn do_mknod(
@@ -93,7 +86,11 @@ impl FuseDoor {
         };
         let creds = creds(req);
         let (ctx, attr) = (self.ctx(&creds), new_attr(mode));
-        let made = or_reply!(reply, self.fs.mknod(ctx, dir, name.as_bytes(), kind, attr));
+        let made = held!(
+            self,
+            reply,
+            self.fs.mknod(ctx, dir, name.as_bytes(), kind, attr)
+        );
         self.reply_entry(&made.value.attr, reply);
     }
 
@@ -107,7 +104,7 @@ impl FuseDoor {
         let dir = or_reply!(reply, self.id(parent));
         let creds = creds(req);
         let (ctx, attr) = (self.ctx(&creds), new_attr(mode));
-        let made = or_reply!(reply, self.fs.mkdir(ctx, dir, name.as_bytes(), attr));
+        let made = held!(self, reply, self.fs.mkdir(ctx, dir, name.as_bytes(), attr));
         self.reply_entry(&made.value.attr, reply);
     }
 
@@ -123,7 +120,8 @@ impl FuseDoor {
         let target = target.as_os_str().as_bytes();
         let attr = NewAttr::default();
         let ctx = self.ctx(&creds);
-        let made = or_reply!(
+        let made = held!(
+            self,
             reply,
             self.fs.symlink(ctx, dir, name.as_bytes(), target, attr)
         );
@@ -149,20 +147,26 @@ impl FuseDoor {
             _ => CreateHow::Guarded,
         };
         let ctx = self.ctx(&creds);
-        let made = or_reply!(reply, self.fs.create(ctx, dir, name.as_bytes(), how, attr));
+        let made = held!(
+            self,
+            reply,
+            self.fs.create(ctx, dir, name.as_bytes(), how, attr)
+        );
         let attr = made.value.attr;
-        or_reply!(reply, self.handles.told(&attr));
+        let attr = held!(self, reply, self.handles.told(&attr));
         let handle = FileHandle(self.handles.open());
         let generation = Generation(attr.id.generation);
         let open = Self::open_flags(flags);
-        reply.created(&TTL, &file_attr(&attr), generation, handle, open);
+        let ttl = self.notify.name_ttl();
+        reply.created(&ttl, &file_attr(&attr), generation, handle, open);
     }
 
     pub fn do_remove(&self, req: &Request, (parent, name): Name<'_>, dir: bool, reply: ReplyEmpty) {
         let id = or_reply!(reply, self.id(parent));
         let creds = creds(req);
         let ctx = self.ctx(&creds);
-        or_reply!(
+        held!(
+            self,
             reply,
             match dir {
                 true => self.fs.rmdir(ctx, id, name.as_bytes()),
@@ -189,7 +193,7 @@ impl FuseDoor {
             _ => return reply.error(Errno::EINVAL),
         };
         let creds = creds(req);
-        or_reply!(reply, self.fs.rename(self.ctx(&creds), from, to, how));
+        held!(self, reply, self.fs.rename(self.ctx(&creds), from, to, how));
         reply.ok();
     }
 
@@ -204,7 +208,7 @@ impl FuseDoor {
         let dir = or_reply!(reply, self.id(parent));
         let creds = creds(req);
         let linked = self.fs.link(self.ctx(&creds), id, dir, name.as_bytes());
-        let linked = or_reply!(reply, linked);
+        let linked = held!(self, reply, linked);
         self.reply_entry(&linked.value.attr, reply);
     }
 
@@ -226,10 +230,17 @@ impl FuseDoor {
         let len = data.len() as u32;
         // The one copy: the request's buffer is used again for the next.
         let data = Bytes::copy_from_slice(data);
-        let done = or_reply!(reply, self.fs.write(self.ctx(&creds), id, offset, data));
-        let answer: FlushCallback = Box::new(move |r: FsResult<()>| match r {
-            Ok(()) => reply.written(len),
-            Err(e) => reply.error(errno(&e)),
+        let done = held!(
+            self,
+            reply,
+            self.fs.write(self.ctx(&creds), id, offset, data)
+        );
+        let gate = self.gate.clone();
+        let answer: FlushCallback = Box::new(move |r: FsResult<()>| {
+            gate.then(move |held| match held.and(r) {
+                Ok(()) => reply.written(len),
+                Err(e) => reply.error(errno(&e)),
+            });
         });
         match flags.0 {
             f if f & O_SYNC == O_SYNC => self.fs.fsync_then(id, false, answer),
@@ -254,7 +265,8 @@ impl FuseDoor {
         };
         let creds = creds(req);
         let ctx = self.ctx(&creds);
-        or_reply!(
+        held!(
+            self,
             reply,
             self.fs.set_xattr(ctx, id, name.as_bytes(), value, how)
         );
@@ -265,7 +277,7 @@ impl FuseDoor {
         let id = or_reply!(reply, self.id(ino));
         let creds = creds(req);
         let ctx = self.ctx(&creds);
-        or_reply!(reply, self.fs.remove_xattr(ctx, id, name.as_bytes()));
+        held!(self, reply, self.fs.remove_xattr(ctx, id, name.as_bytes()));
         reply.ok();
     }
 
@@ -289,7 +301,7 @@ impl FuseDoor {
         };
         let creds = creds(req);
         let ctx = self.ctx(&creds);
-        or_reply!(reply, self.fs.fallocate(ctx, id, offset, len, how));
+        held!(self, reply, self.fs.fallocate(ctx, id, offset, len, how));
         reply.ok();
     }
 }

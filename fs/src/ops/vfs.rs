@@ -37,6 +37,10 @@ impl Vfs for Fs {
         self.add_watcher(door, watcher);
     }
 
+    fn holds(&self) -> bool {
+        self.engine.volume.holds()
+    }
+
     fn getattr(&self, id: InodeId) -> FsResult<Attr> {
         self.do_getattr(id)
     }

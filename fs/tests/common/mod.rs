@@ -5,7 +5,7 @@ pub mod model;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use trivet_replica::volume::*;
@@ -17,6 +17,10 @@ pub struct MemVolume {
     inner: Mutex<Inner>,
     /// Bytes that may still be given to blocks that take none.
     pub room: AtomicU64,
+    /// Refuses batches that take more room than they give back.
+    pub full: AtomicBool,
+    /// Whether the lease is valid.
+    pub held: AtomicBool,
 }
 
 #[derive(Default)]
@@ -33,6 +37,8 @@ impl MemVolume {
             blocks: AtomicU64::new(blocks),
             inner: Mutex::default(),
             room: AtomicU64::new(u64::MAX),
+            full: AtomicBool::new(false),
+            held: AtomicBool::new(true),
         }
     }
 
@@ -99,6 +105,10 @@ impl Volume for MemVolume {
         }
     }
 
+    fn holds(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+
     fn read(&self, block: Block, out: &mut [u8]) -> Result<(), VolumeError> {
         check_read(block, out.len(), self.info().blocks)?;
         let inner = self.inner.lock().unwrap();
@@ -120,7 +130,28 @@ impl Volume for MemVolume {
         batch
             .check(self.info().blocks)
             .map_err(|e| VolumeError::BadRequest(e.to_string()))?;
+        if !self.held.load(Ordering::Acquire) {
+            return Err(VolumeError::NotActive("not held".into()));
+        }
         let mut inner = self.inner.lock().unwrap();
+        if self.full.load(Ordering::Relaxed) {
+            let (mut taken, mut given) = (0, 0);
+            for op in &batch.ops {
+                match op {
+                    BatchOp::Write { block, data } => {
+                        let blocks = block.0..block.0 + (data.len() / BLOCK_BYTES) as u64;
+                        taken += blocks.filter(|b| !inner.content.contains_key(b)).count();
+                    }
+                    BatchOp::Discard { block, count } => {
+                        let blocks = block.0..block.0 + count;
+                        given += blocks.filter(|b| inner.content.contains_key(b)).count();
+                    }
+                }
+            }
+            if taken > given {
+                return Err(VolumeError::NoSpace("full".into()));
+            }
+        }
         for op in &batch.ops {
             match op {
                 BatchOp::Write { block, data } => {
@@ -140,6 +171,9 @@ impl Volume for MemVolume {
     }
 
     fn flush_then(&self, upto: Ticket, done: FlushDone) {
+        if !self.held.load(Ordering::Acquire) {
+            return done(Err(VolumeError::NotActive("not held".into())));
+        }
         {
             let mut inner = self.inner.lock().unwrap();
             inner.flushed = inner.flushed.max(upto.0.0);

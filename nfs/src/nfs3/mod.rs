@@ -327,6 +327,10 @@ impl Program for Nfs3 {
         (3, 3)
     }
 
+    fn held(&self, procedure: u32) -> bool {
+        procedure != 0
+    }
+
     fn call(&self, call: Call) {
         let Some(count) = self.counters.calls.get(call.head.procedure as usize) else {
             return call.refuse(AcceptStat::ProcedureUnavailable);

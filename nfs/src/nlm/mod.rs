@@ -599,6 +599,10 @@ impl Program for Nlm {
         (types::VERSION, types::VERSION)
     }
 
+    fn held(&self, procedure: u32) -> bool {
+        procedure != 0
+    }
+
     fn call(&self, call: Call) {
         let Some(this) = self.this.upgrade() else {
             return;

@@ -1,11 +1,12 @@
 //! ONC RPC: messages, records, connections, and the threads that serve them.
 //!
 //! `message` knows heads, `record` the framing of a stream, `conn` one connection, `pool` the
-//! threads, `gate` how many calls may wait at once, `udp` datagrams. Here: programs, how a call
+//! threads, `gate` how many calls may wait at once, `hold` when replies may leave, `udp` datagrams. Here: programs, how a call
 //! reaches one, and how its reply finds the way back, from any thread, in any order.
 
 pub mod conn;
 pub mod gate;
+pub mod hold;
 pub mod message;
 pub mod pool;
 pub mod record;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 
 use crate::xdr::{Enc, XdrResult};
 use conn::{Conn, Payload};
+use hold::Hold;
 use message::{AcceptStat, CallHead};
 use pool::{Messages, Shared};
 
@@ -40,6 +42,8 @@ pub(crate) enum Origin {
 pub struct Replier {
     origin: Origin,
     charged: usize,
+    /// Says whether the reply may leave, if it is about files.
+    hold: Option<Arc<Hold>>,
 }
 
 impl Replier {
@@ -50,6 +54,7 @@ impl Replier {
         Replier {
             origin,
             charged: bytes,
+            hold: None,
         }
     }
 
@@ -102,14 +107,17 @@ impl Replier {
     /// Queues a whole reply message; the caller sends it with [`Replier::flush`] after queueing
     /// others of the same connection.
     pub(crate) fn queue(&self, head: &[u8], payload: Option<Payload>) {
-        match &self.origin {
-            Origin::Tcp(conn, shared) => {
+        let kept = self.hold.as_ref().filter(|h| !h.open());
+        match (&self.origin, kept) {
+            (Origin::Tcp(conn, shared), Some(hold)) => hold.keep(conn, shared, head, payload),
+            (Origin::Udp(..) | Origin::Nowhere(..), Some(_)) => {}
+            (Origin::Tcp(conn, shared), None) => {
                 if !conn.is_closed() {
                     let bytes = conn.push(head, payload);
                     shared.charge(conn, bytes);
                 }
             }
-            Origin::Udp(socket, peer, _) => {
+            (Origin::Udp(socket, peer, _), None) => {
                 let mut whole = head.to_vec();
                 for piece in payload.iter().flat_map(|p| &p.pieces) {
                     whole.extend_from_slice(piece);
@@ -119,7 +127,7 @@ impl Replier {
                     let _ = socket.send_to(&whole, peer);
                 }
             }
-            Origin::Nowhere(_, replies) => {
+            (Origin::Nowhere(_, replies), None) => {
                 replies.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -196,6 +204,9 @@ pub trait Program: Send + Sync {
     fn versions(&self) -> (u32, u32);
     /// Serves a call of one of these versions. It must answer, now or later, or mean not to.
     fn call(&self, call: Call);
+    /// Whether what it replies to a procedure is about files, and leaves only while the volume is
+    /// held.
+    fn held(&self, procedure: u32) -> bool;
     /// The calls that arrived together have been handled.
     fn turn_ended(&self) {}
     /// A connection ended.
@@ -222,6 +233,7 @@ pub type Expected = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
 pub struct Programs {
     programs: Vec<Arc<dyn Program>>,
     expected: Expected,
+    hold: Option<Arc<Hold>>,
     /// What was refused.
     pub counters: RpcCounters,
 }
@@ -232,8 +244,17 @@ impl Programs {
         Programs {
             programs,
             expected,
+            hold: None,
             counters: RpcCounters::default(),
         }
+    }
+}
+
+impl Programs {
+    /// Lets replies about files leave only when `hold` says so.
+    pub fn with_hold(self, hold: &Arc<Hold>) -> Programs {
+        let hold = Some(Arc::clone(hold));
+        Programs { hold, ..self }
     }
 }
 
@@ -258,7 +279,7 @@ impl Messages for Programs {
                 return;
             }
         };
-        let call = Call { head, replier };
+        let mut call = Call { head, replier };
         let wanted = |p: &&Arc<dyn Program>| p.number() == call.head.program;
         let Some(program) = self.programs.iter().find(wanted) else {
             self.counters.unavailable.fetch_add(1, Ordering::Relaxed);
@@ -270,6 +291,9 @@ impl Messages for Programs {
             return call.refuse(AcceptStat::ProgramMismatch { low, high });
         }
         self.counters.calls.fetch_add(1, Ordering::Relaxed);
+        if program.held(call.head.procedure) {
+            call.replier.hold.clone_from(&self.hold);
+        }
         program.call(call);
     }
 

@@ -21,7 +21,7 @@ use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -129,7 +129,13 @@ pub(crate) struct Shared {
     counters: PoolCounters,
     watch: Mutex<Option<std::thread::Thread>>,
     watch_idle: AtomicBool,
+    opened: Option<Opened>,
 }
+
+/// Told of each socket that is served: the listening ones, and connections as they come. Whoever
+/// keeps a duplicate keeps the connection from being ended by the end of this process; a
+/// connection that ends in order is shut down, which a duplicate does not prevent. Must not wait.
+pub type Opened = Arc<dyn Fn(BorrowedFd<'_>) + Send + Sync>;
 
 thread_local! {
     /// Connection whose replies this thread will send at the end of its turn.
@@ -427,6 +433,9 @@ impl Shared {
             return Err(io::Error::other("too many connections"));
         }
         set_options(&stream)?;
+        if let Some(opened) = &self.opened {
+            opened(stream.as_fd());
+        }
         let id = self.next_conn.fetch_add(1, Ordering::Relaxed);
         let limit = match stranger {
             true => self.limits.stranger_record,
@@ -510,6 +519,7 @@ impl Pool {
     pub fn start(
         listeners: Vec<(TcpListener, Arc<dyn Messages>)>,
         limits: PoolLimits,
+        opened: Option<Opened>,
     ) -> io::Result<Pool> {
         let epoll_fd = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let writers = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -519,6 +529,9 @@ impl Pool {
         epoll::add(&epoll_fd, &wake, data, epoll::EventFlags::IN)?;
         for (i, (socket, _)) in listeners.iter().enumerate() {
             socket.set_nonblocking(true)?;
+            if let Some(opened) = &opened {
+                opened(socket.as_fd());
+            }
             let data = epoll::EventData::new_u64(LISTENER | i as u64);
             let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
             epoll::add(&epoll_fd, socket, data, flags)?;
@@ -543,6 +556,7 @@ impl Pool {
             counters: PoolCounters::default(),
             watch: Mutex::default(),
             watch_idle: AtomicBool::new(false),
+            opened,
         });
         let pool = Pool {
             shared,
@@ -601,6 +615,10 @@ impl Pool {
             conns.values().cloned().collect()
         };
         for c in &conns {
+            // Reset rather than finish: a client that is told "finished" waits seconds before it
+            // connects again. Errors are those of connections that are gone.
+            let linger = socket2::SockRef::from(&c.socket);
+            let _ = linger.set_linger(Some(Duration::ZERO));
             self.shared.end(c);
         }
         // Wakes every thread that waits, once each.

@@ -17,6 +17,8 @@ pub struct NullFs {
     pub hold: std::sync::Mutex<()>,
     /// How many creations of `held` began; each waits for `hold`.
     pub creations: std::sync::atomic::AtomicU64,
+    /// Whether the volume beneath is held.
+    pub held: std::sync::atomic::AtomicBool,
 }
 
 /// Offset whose write waits for [`NullFs::hold`].
@@ -28,6 +30,7 @@ impl NullFs {
             zeros: Bytes::from(vec![0; 1 << 20]),
             hold: std::sync::Mutex::default(),
             creations: Default::default(),
+            held: true.into(),
         })
     }
 
@@ -65,6 +68,10 @@ fn no<T>() -> FsResult<T> {
 }
 
 impl Vfs for NullFs {
+    fn holds(&self) -> bool {
+        self.held.load(std::sync::atomic::Ordering::Acquire)
+    }
+
     fn fsid(&self) -> u128 {
         7
     }

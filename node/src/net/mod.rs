@@ -148,6 +148,7 @@ impl ServiceNet {
     fn announce(&self, clients: &[SocketAddr], port: u16) {
         let began = Instant::now();
         for at in ANNOUNCE {
+            // The announcements' own times; nothing waits for this thread.
             thread::sleep(at.saturating_sub(began.elapsed()));
             if let Err(error) = announce::announce(&self.inside, self.address()) {
                 tracing::warn!(%error, "the service address cannot be announced to neighbours");
@@ -227,6 +228,7 @@ fn ip(args: &[&str]) -> Result<()> {
                 let _ = child.wait();
                 return Err(failed(what(), format_args!("no end after {PATIENCE:?}")));
             }
+            // A child of ours: there is no event with a time-out without a signal handler.
             None => thread::sleep(Duration::from_millis(1)),
         }
     };

@@ -44,6 +44,54 @@ pub const VERSION: u16 = Version::One as u16;
 /// The oldest version that this build understands.
 pub const OLDEST_VERSION: u16 = Version::One as u16;
 
+/// The versions that one side understands. The lower of the two newest ones is spoken.
+///
+/// Whoever connects begins in its oldest version and says its newest in `aux` of its first frame,
+/// whose header and meaning are the same in all versions; the answers come in the version agreed
+/// on, and everything after that goes in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Versions {
+    /// Understood from here on.
+    pub oldest: u16,
+    /// Spoken by preference.
+    pub newest: u16,
+}
+
+impl Default for Versions {
+    /// What this build understands. Tests give others, to be an older or a newer build.
+    fn default() -> Versions {
+        Versions {
+            oldest: OLDEST_VERSION,
+            newest: VERSION,
+        }
+    }
+}
+
+impl Versions {
+    /// For a first frame, which is read before anything is agreed on.
+    pub const ANY: Versions = Versions {
+        oldest: 0,
+        newest: u16::MAX,
+    };
+
+    /// What to speak with whoever began in version `first` and announced `newest` (zero: only
+    /// the one in which it began).
+    ///
+    /// # Errors
+    /// [`FrameError::Version`]: there is none that both understand.
+    pub fn agree(&self, first: u16, newest: u64) -> Result<u16, FrameError> {
+        let newest = u16::try_from(newest).unwrap_or(u16::MAX).max(first);
+        let theirs = if first > self.newest { first } else { newest };
+        match newest < self.oldest || first > self.newest {
+            true => Err(FrameError::Version {
+                theirs,
+                ours: *self,
+            }),
+            false => Ok(newest.min(self.newest)),
+        }
+    }
+}
+
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
@@ -91,12 +139,17 @@ impl Kind {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum FrameError {
+    #[error(
+        "the peer speaks TLS and this side does not: start this one with --key and --peers too"
+    )]
+    Tls,
     #[error("not a Trivet peer: the frame starts with {0:#010x}; check the address and port")]
     Magic(u32),
     #[error(
-        "the peer speaks protocol version {theirs}; this build speaks {OLDEST_VERSION} to {VERSION}: upgrade the older side"
+        "the peer speaks protocol version {theirs}, this side {} to {}: upgrade the older one",
+        ours.oldest, ours.newest
     )]
-    Version { theirs: u16 },
+    Version { theirs: u16, ours: Versions },
     #[error("header checksum is wrong: damaged in transit")]
     HeaderCrc,
     #[error("body checksum is wrong: damaged in transit")]
@@ -165,6 +218,8 @@ pub struct Preamble {
     pub meta_len: usize,
     /// Bytes of data to come, within bounds.
     pub data_len: usize,
+    /// The version in which it was sent.
+    pub version: u16,
     crc: u32,
 }
 
@@ -173,16 +228,20 @@ impl Preamble {
     ///
     /// # Errors
     /// Anything that makes the rest of the stream meaningless.
-    pub fn decode(raw: &[u8; HEADER_BYTES]) -> Result<Preamble, FrameError> {
+    pub fn decode(raw: &[u8; HEADER_BYTES], ours: Versions) -> Result<Preamble, FrameError> {
         let u16_at = |i: usize| u16::from_le_bytes([raw[i], raw[i + 1]]);
         let u32_at = |i: usize| u32::from_le_bytes([raw[i], raw[i + 1], raw[i + 2], raw[i + 3]]);
         let u64_at = |i: usize| u64::from(u32_at(i)) | u64::from(u32_at(i + 4)) << 32;
         if u32_at(0) != MAGIC {
+            // A handshake or an alert of TLS 1.x.
+            if matches!(raw[0], 0x15 | 0x16) && raw[1] == 3 {
+                return Err(FrameError::Tls);
+            }
             return Err(FrameError::Magic(u32_at(0)));
         }
         let theirs = u16_at(4);
-        if !(OLDEST_VERSION..=VERSION).contains(&theirs) {
-            return Err(FrameError::Version { theirs });
+        if !(ours.oldest..=ours.newest).contains(&theirs) {
+            return Err(FrameError::Version { theirs, ours });
         }
         if u32_at(100) != crc32c::crc32c(&raw[..100]) {
             return Err(FrameError::HeaderCrc);
@@ -217,6 +276,7 @@ impl Preamble {
             header,
             meta_len,
             data_len,
+            version: theirs,
             crc: u32_at(96),
         })
     }
@@ -290,12 +350,12 @@ impl Frame {
         })
     }
 
-    /// The header as it goes on the wire, given the body's CRC.
-    pub fn encode_header(&self, body_crc: u32) -> [u8; HEADER_BYTES] {
+    /// The header as it goes on the wire in this version, given the body's CRC.
+    pub fn encode_header(&self, version: u16, body_crc: u32) -> [u8; HEADER_BYTES] {
         let h = &self.header;
         let mut raw = [0u8; HEADER_BYTES];
         raw[0..4].copy_from_slice(&MAGIC.to_le_bytes());
-        raw[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        raw[4..6].copy_from_slice(&version.to_le_bytes());
         raw[6..8].copy_from_slice(&(h.kind as u16).to_le_bytes());
         raw[8..12].copy_from_slice(&(self.meta.len() as u32).to_le_bytes());
         raw[12..16].copy_from_slice(&(self.data_len() as u32).to_le_bytes());
@@ -370,8 +430,8 @@ mod tests {
     #[test]
     fn a_frame_goes_there_and_back() {
         let f = sample();
-        let raw = f.encode_header(f.body_crc());
-        let pre = Preamble::decode(&raw).unwrap();
+        let raw = f.encode_header(VERSION, f.body_crc());
+        let pre = Preamble::decode(&raw, Versions::default()).unwrap();
         assert_eq!(pre.header, f.header);
         let back = pre.finish(Bytes::from_static(b"metadata")).unwrap();
         assert_eq!(back.contiguous_data(), f.contiguous_data());
@@ -384,7 +444,7 @@ mod tests {
     #[test]
     fn golden_header() {
         let f = sample();
-        let raw = f.encode_header(f.body_crc());
+        let raw = f.encode_header(VERSION, f.body_crc());
         let hex: String = raw.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, include_str!("golden/frame-header-v1.hex").trim());
     }
@@ -392,11 +452,42 @@ mod tests {
     #[test]
     fn one_flipped_bit_anywhere_is_noticed() {
         let f = sample();
-        let raw = f.encode_header(f.body_crc());
+        let raw = f.encode_header(VERSION, f.body_crc());
         for bit in 0..HEADER_BYTES * 8 {
             let mut bad = raw;
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(Preamble::decode(&bad).is_err(), "bit {bit}");
+            assert!(
+                Preamble::decode(&bad, Versions::default()).is_err(),
+                "bit {bit}"
+            );
         }
+    }
+
+    #[test]
+    fn the_lower_of_both_newest_versions_is_spoken() {
+        let ours = Versions {
+            oldest: 2,
+            newest: 3,
+        };
+        // (began in, announced) by the other side.
+        let cases = [
+            (1, 2, 2),
+            (2, 2, 2),
+            (2, 3, 3),
+            (2, 4, 3),
+            (3, 9, 3),
+            (2, 0, 2),
+        ];
+        for (first, newest, spoken) in cases {
+            assert_eq!(ours.agree(first, newest), Ok(spoken), "{first} {newest}");
+        }
+        assert_eq!(ours.agree(2, u64::MAX), Ok(3));
+        for (first, newest, theirs) in [(1, 0, 1), (0, 1, 1), (4, 5, 4), (4, 0, 4)] {
+            let told = FrameError::Version { theirs, ours };
+            assert_eq!(ours.agree(first, newest), Err(told), "{first} {newest}");
+        }
+        let raw = sample().encode_header(4, 0);
+        let told = Preamble::decode(&raw, ours).unwrap_err().to_string();
+        assert!(told.contains("version 4, this side 2 to 3"), "{told}");
     }
 }

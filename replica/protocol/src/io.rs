@@ -9,7 +9,7 @@ use std::io::{self, IoSlice, Read};
 use bytes::Bytes;
 use thiserror::Error;
 
-use crate::frame::{Frame, FrameError, HEADER_BYTES, Preamble};
+use crate::frame::{Frame, FrameError, HEADER_BYTES, Preamble, Versions};
 
 /// Bytes buffered per connection: many small frames arrive with one system call.
 const BUFFER: usize = 128 * 1024;
@@ -36,7 +36,10 @@ impl ReadError {
         match self {
             ReadError::Closed => false,
             ReadError::Io(e) => e.kind() == io::ErrorKind::PermissionDenied,
-            ReadError::Frame(e) => matches!(e, FrameError::Magic(_) | FrameError::Version { .. }),
+            ReadError::Frame(e) => matches!(
+                e,
+                FrameError::Tls | FrameError::Magic(_) | FrameError::Version { .. }
+            ),
         }
     }
 }
@@ -45,6 +48,9 @@ impl ReadError {
 #[derive(Debug)]
 pub struct FrameReader<R> {
     inner: R,
+    versions: Versions,
+    /// Of the last frame; zero before the first.
+    version: u16,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -53,8 +59,15 @@ pub struct FrameReader<R> {
 impl<R: Read> FrameReader<R> {
     /// A reader of this stream.
     pub fn new(inner: R) -> FrameReader<R> {
+        FrameReader::with_versions(inner, Versions::default())
+    }
+
+    /// A reader that understands these versions.
+    pub fn with_versions(inner: R, versions: Versions) -> FrameReader<R> {
         FrameReader {
             inner,
+            versions,
+            version: 0,
             buffer: vec![0; BUFFER],
             start: 0,
             end: 0,
@@ -66,11 +79,22 @@ impl<R: Read> FrameReader<R> {
         &self.inner
     }
 
+    /// The version in which the last frame was sent; zero before the first.
+    pub fn version(&self) -> u16 {
+        self.version
+    }
+
+    /// From now on only these are understood.
+    pub fn set_versions(&mut self, versions: Versions) {
+        self.versions = versions;
+    }
+
     /// Whether another whole frame is in the buffer already, so that reading it will not wait.
     pub fn has_buffered_frame(&self) -> bool {
         let have = &self.buffer[self.start..self.end];
         have.first_chunk::<HEADER_BYTES>().is_some_and(|raw| {
-            Preamble::decode(raw).is_ok_and(|p| have.len() >= HEADER_BYTES + p.body_len())
+            Preamble::decode(raw, self.versions)
+                .is_ok_and(|p| have.len() >= HEADER_BYTES + p.body_len())
         })
     }
 
@@ -103,7 +127,8 @@ impl<R: Read> FrameReader<R> {
         self.fill(HEADER_BYTES)?;
         let mut raw = [0; HEADER_BYTES];
         raw.copy_from_slice(&self.buffer[self.start..self.start + HEADER_BYTES]);
-        let preamble = Preamble::decode(&raw)?;
+        let preamble = Preamble::decode(&raw, self.versions)?;
+        self.version = preamble.version;
         self.start += HEADER_BYTES;
         let len = preamble.body_len();
         let body = if len <= LARGE {
@@ -141,21 +166,57 @@ impl<R: Read> FrameReader<R> {
 
 /// Frames on their way out: gathers as many as fit one system call, and keeps what a short write
 /// left over.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FrameWriter {
     parts: std::collections::VecDeque<Bytes>,
     bytes: usize,
+    version: u16,
+    /// To be said in the next frame, which is the first.
+    announce: Option<u16>,
+}
+
+impl Default for FrameWriter {
+    /// For answers, and for whoever speaks one version only.
+    fn default() -> FrameWriter {
+        FrameWriter {
+            parts: std::collections::VecDeque::new(),
+            bytes: 0,
+            version: Versions::default().oldest,
+            announce: None,
+        }
+    }
 }
 
 /// Slices given to one system call, at most (the kernel's IOV_MAX is 1024).
 const MAX_PARTS: usize = 256;
 
 impl FrameWriter {
+    /// For whoever connects: begins in its oldest version and says its newest (see [`Versions`]).
+    pub fn opening(versions: Versions) -> FrameWriter {
+        FrameWriter {
+            version: versions.oldest,
+            announce: Some(versions.newest),
+            ..FrameWriter::default()
+        }
+    }
+
+    /// What is queued from now on goes in this version.
+    pub fn set_version(&mut self, version: u16) {
+        self.version = version;
+    }
+
     /// Queues a frame; `crc` is its body's CRC, where known already.
     pub fn push(&mut self, frame: &Frame, crc: Option<u32>) {
         let crc = crc.unwrap_or_else(|| frame.body_crc());
-        self.parts
-            .push_back(Bytes::copy_from_slice(&frame.encode_header(crc)));
+        let header = match self.announce.take() {
+            Some(newest) => {
+                let mut first = frame.clone();
+                first.header.aux = newest.into();
+                first.encode_header(self.version, crc)
+            }
+            None => frame.encode_header(self.version, crc),
+        };
+        self.parts.push_back(Bytes::copy_from_slice(&header));
         if !frame.meta.is_empty() {
             self.parts.push_back(frame.meta.clone());
         }

@@ -14,7 +14,7 @@ use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use trivet_protocol::frame::Kind;
+use trivet_protocol::frame::{Kind, Versions};
 use trivet_protocol::io::FrameWriter;
 use trivet_transport::Writer as Socket;
 
@@ -58,15 +58,20 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Link {
     /// A connection stands; frames queued from now on go there.
-    pub fn open(&self, socket: Socket) {
+    pub fn open(&self, socket: Socket, versions: Versions) {
         let mut writer = lock(&self.writer);
-        writer.out = FrameWriter::default();
+        writer.out = FrameWriter::opening(versions);
         writer.socket = Some(socket);
         let mut queue = lock(&self.queue);
         queue.frames.clear();
         queue.bytes = 0;
         queue.open = true;
         queue.blocked = false;
+    }
+
+    /// The member answered in this version: so does everything from now on.
+    pub fn speak(&self, version: u16) {
+        lock(&self.writer).out.set_version(version);
     }
 
     /// The connection is to end; what is queued is dropped.

@@ -17,6 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use trivet_protocol::frame::Versions;
 use trivet_protocol::io::FrameReader;
 use trivet_protocol::{Block, Checksum, Generation, Now, Recorder, Seq, VolumeId};
 use trivet_transport::{Connection, Expect, Security, TransportError};
@@ -33,8 +34,10 @@ use link::Link;
 
 /// How often time passes for the state machine.
 const TICK: Duration = Duration::from_millis(5);
-/// A connection attempt is given up after this long, its handshake included.
+/// A host that does not answer is given up after this long.
 const CONNECT: Duration = Duration::from_millis(500);
+/// One that does has this long to prove who it is; a busy machine may take a while.
+const HANDSHAKE: Duration = Duration::from_secs(2);
 /// Between two attempts to connect.
 const RECONNECT: Duration = Duration::from_millis(100);
 
@@ -85,10 +88,14 @@ struct Inner {
     volume: VolumeId,
     /// Size in blocks, for checks without the lock; follows the record.
     blocks: AtomicU64,
+    /// Until when answers may leave (CLOCK_BOOTTIME, ns); 0 while not active. Read without the
+    /// lock; every event that could change it ends in [`Inner::collect`].
+    held_until: AtomicU64,
     state: Mutex<State>,
     room: Condvar,
     links: Vec<Link>,
     security: Security,
+    versions: Versions,
     local: Option<Arc<dyn LocalReplica>>,
     recorder: Arc<dyn Recorder>,
     notices: Mutex<mpsc::Sender<Notice>>,
@@ -120,6 +127,8 @@ pub struct Start {
     /// How connections are protected; under TLS each link must lead to the node that it is
     /// called after.
     pub security: Security,
+    /// What this side understands.
+    pub versions: Versions,
     /// The replica that `config.local` leads to, if it lives in this process.
     pub local: Option<Arc<dyn LocalReplica>>,
     /// Takes figures.
@@ -145,10 +154,12 @@ impl ReplicatedVolume {
         let inner = Arc::new(Inner {
             volume,
             blocks: AtomicU64::new(0),
+            held_until: AtomicU64::new(0),
             state: Mutex::new(state),
             room: Condvar::new(),
             links,
             security: start.security,
+            versions: start.versions,
             local: start.local,
             recorder: start.recorder,
             notices: Mutex::new(notices),
@@ -291,6 +302,13 @@ impl Inner {
         } = state;
         let blocks = upstairs.record().map_or(0, |r| r.blocks);
         self.blocks.store(blocks, Ordering::Release);
+        let until = match upstairs.is_active() {
+            true => upstairs.lease_until().map_or(0, |t| t.0),
+            false => 0,
+        };
+        // Before the lock is let go and anything performed: who learns that the volume is ours
+        // finds it so, and nobody finds it ours after we learnt that it is not.
+        self.held_until.store(until, Ordering::Release);
         for effect in upstairs.effects() {
             match effect {
                 Effect::Send(link, frame) => {
@@ -364,7 +382,10 @@ impl Inner {
     fn run_link(&self, link: LinkId, addr: SocketAddr, expect: &Expect) {
         let mut told = None;
         while !self.stopped() {
-            let trouble = match self.security.connect(addr, expect, CONNECT) {
+            let connected = self
+                .security
+                .connect_within(addr, expect, CONNECT, HANDSHAKE);
+            let trouble = match connected {
                 Ok(connection) => self.serve_link(link, connection),
                 // It is down, and comes back by itself; the volume's status says so.
                 Err(TransportError::Connect { .. }) => None,
@@ -382,13 +403,21 @@ impl Inner {
     /// To the end of the connection; returns why the member will have none.
     fn serve_link(&self, link: LinkId, connection: Connection) -> Option<String> {
         let (reader, writer) = connection.split();
-        self.links[link.index()].open(writer);
+        self.links[link.index()].open(writer, self.versions);
         self.with(|u, now| u.link_up(now, link));
-        let mut reader = FrameReader::new(reader);
+        let mut reader = FrameReader::with_versions(reader, self.versions);
+        let mut agreed = 0;
         let mut refused = None;
         while !self.stopped() {
             match reader.next_frame() {
-                Ok(frame) => self.with(|u, now| u.frame(now, link, frame)),
+                Ok(frame) => {
+                    // The first answer settles it; the rest only repeat it.
+                    if agreed == 0 {
+                        agreed = reader.version();
+                        self.links[link.index()].speak(agreed);
+                    }
+                    self.with(|u, now| u.frame(now, link, frame));
+                }
                 Err(e) => {
                     tracing::debug!(link = link.0, error = %e, "connection to a member ended");
                     refused = e.is_refusal().then(|| e.to_string());
@@ -447,6 +476,10 @@ impl Volume for ReplicatedVolume {
             free_bytes: free,
             pool_bytes: size,
         }
+    }
+
+    fn holds(&self) -> bool {
+        boot_time().0 < self.inner.held_until.load(Ordering::Acquire)
     }
 
     fn read(&self, block: Block, out: &mut [u8]) -> Result<(), VolumeError> {

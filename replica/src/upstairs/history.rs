@@ -38,6 +38,18 @@ impl Prepared {
         self.entry.data_len()
     }
 
+    /// Whether it discards more than it writes.
+    pub fn frees(&self) -> bool {
+        let (mut discarded, mut written) = (0u64, 0u64);
+        for op in &self.entry.ops {
+            match op {
+                Op::Write { count, .. } => written += u64::from(*count),
+                Op::Discard { count, .. } => discarded = discarded.saturating_add(*count),
+            }
+        }
+        discarded > written
+    }
+
     /// What it costs to keep.
     pub fn cost(&self) -> u64 {
         (self.entry.data_len() + self.meta.len() + 256) as u64

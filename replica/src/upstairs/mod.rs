@@ -223,7 +223,11 @@ impl Upstairs {
             self.room_wanted = true;
             return Submitted::Full;
         }
-        if let Some(e) = self.no_credit(batch.data_len() as u64) {
+        // What gives back more than it takes is never refused: pools keep a reserve, and to refuse
+        // a deletion would leave a full one full.
+        if !batch.frees()
+            && let Some(e) = self.no_credit(batch.data_len() as u64)
+        {
             return Submitted::Failed(e);
         }
         let seq = self.history.push(self.generation.number, batch.clone());

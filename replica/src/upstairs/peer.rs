@@ -71,6 +71,8 @@ pub struct Peer {
     pub sent_bytes: u64,
     /// See [`trivet_protocol::message`].
     pub credit: u64,
+    /// As `credit`, but what it said last: less when others use up its pool. When that was.
+    pub room: (u64, Now),
     /// Its data cannot be counted; why.
     pub unusable: Option<&'static str>,
     /// Its data is of several moments: between the begin and the end of a resync.
@@ -105,6 +107,7 @@ impl Peer {
             progress: Now::default(),
             sent_bytes: 0,
             credit: 0,
+            room: (0, Now::default()),
             unusable: None,
             mixed: false,
             fenced: None,
@@ -139,6 +142,7 @@ impl Peer {
         self.commit_told = Seq::ZERO;
         self.sent_bytes = 0;
         self.credit = 0;
+        self.room = (0, Now::default());
         self.closing = false;
     }
 

@@ -145,6 +145,7 @@ impl Upstairs {
         peer.sent = last;
         peer.sync_sent = Seq::ZERO;
         peer.credit = credit;
+        peer.room = (credit, now);
         peer.progress = now;
         self.ask(
             now,

@@ -116,8 +116,15 @@ impl Upstairs {
     pub fn space(&self) -> (u64, u64) {
         let pools = || {
             self.all_sets()
-                .filter_map(|m| self.peer(self.link_of(m)?).welcome.as_ref())
-                .map(|(_, w)| (w.pool_free, w.pool_size))
+                .map(|m| self.link_of(m).map(|l| self.peer(l)))
+                .filter_map(|peer| {
+                    let (peer, (_, w)) = (peer?, peer?.welcome.as_ref()?);
+                    let free = match peer.flows() {
+                        true => peer.room.0.saturating_sub(peer.sent_bytes),
+                        false => w.pool_free,
+                    };
+                    Some((free, w.pool_size))
+                })
         };
         (
             pools().map(|p| p.0).min().unwrap_or(0),

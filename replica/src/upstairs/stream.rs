@@ -10,6 +10,11 @@ use bytes::Bytes;
 
 use crate::VolumeError;
 
+/// With less room than this in its pool a replica is asked for it, as often as this, while
+/// nothing else is said.
+const LOW_ROOM: u64 = 1 << 30;
+const ASK_ROOM: std::time::Duration = std::time::Duration::from_secs(1);
+
 impl Upstairs {
     /// Sends everything that is in memory and was not sent yet.
     pub(super) fn pump(&mut self, link: LinkId) {
@@ -83,7 +88,10 @@ impl Upstairs {
         for link in self.links() {
             let peer = self.peer(link);
             let idle = peer.flows() && peer.sync_sent == peer.sent && peer.durable >= peer.sent;
-            if idle && peer.sent > Seq::ZERO && peer.commit_told < self.commit {
+            // Deletions give room back only with its next checkpoint: ask until it says so.
+            let low = peer.room.0.saturating_sub(peer.sent_bytes) < LOW_ROOM
+                && now.since(peer.room.1) >= ASK_ROOM;
+            if idle && peer.sent > Seq::ZERO && (peer.commit_told < self.commit || low) {
                 self.send_sync(link);
             }
         }
@@ -96,6 +104,7 @@ impl Upstairs {
         let upto = Seq(header.seq);
         let peer = self.peer_mut(link);
         peer.credit = peer.credit.max(header.aux);
+        peer.room = (header.aux, now);
         if peer.stream != Stream::On || upto > peer.sent {
             return;
         }
@@ -204,6 +213,7 @@ impl Upstairs {
         peer.sync_sent = Seq::ZERO;
         peer.durable = peer.durable.max(durable);
         peer.credit = w.credit;
+        peer.room = (w.credit, now);
         peer.sent_bytes = 0;
         if end > common {
             peer.stream = Stream::Cutting(common);

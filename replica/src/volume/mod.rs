@@ -111,6 +111,11 @@ pub trait Volume: Send + Sync {
     /// Room beneath.
     fn space(&self) -> SpaceInfo;
 
+    /// Whether answers may leave at this moment (invariant 2): whoever answers from a cache of his
+    /// own asks this after he looked, just before the answer leaves. False while the lease is
+    /// lapsed; false for ever once another has claimed. Takes no lock and far below a microsecond.
+    fn holds(&self) -> bool;
+
     /// Reads whole blocks; unwritten ones are zeros. `out` is a non-empty multiple of
     /// [`BLOCK_BYTES`] and at most 1 MiB. Waits.
     ///

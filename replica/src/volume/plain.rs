@@ -104,6 +104,11 @@ impl Volume for PlainVolume {
         }
     }
 
+    fn holds(&self) -> bool {
+        // Nobody else can have the file's place in the history: there is no other.
+        true
+    }
+
     fn read(&self, block: Block, out: &mut [u8]) -> Result<(), VolumeError> {
         check_read(block, out.len(), self.blocks.load(Ordering::Acquire))?;
         self.file

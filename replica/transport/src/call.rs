@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 use trivet_protocol::Generation;
-use trivet_protocol::frame::{Frame, Header, Kind};
+use trivet_protocol::frame::{Frame, Header, Kind, Versions};
 use trivet_protocol::io::{FrameReader, FrameWriter, ReadError};
 use trivet_protocol::limits::{MAX_ANSWER, MAX_CALL, MAX_FRAME_DATA};
 use trivet_protocol::message::{self, Refusal, Reply};
 
-use crate::conn::{Connection, Reader, Writer};
+use crate::conn::{Reader, Writer};
 use crate::error::TransportError;
 use crate::peers::Peer;
 use crate::security::{Expect, Security};
@@ -32,7 +32,8 @@ const TAKE: Duration = Duration::from_secs(10);
 /// Answers calls.
 pub trait CallHandler: Send + Sync {
     /// The answer, of at most 4 MiB, to a request of at most 1 MiB. Runs on the connection's own
-    /// thread and may block. `peer` proved who it is; what it may ask is the handler's to decide.
+    /// thread and may block, but has to end when what it waits for goes away: the server ends
+    /// after its connections. `peer` proved who it is; what it may ask is the handler's to decide.
     fn call(&self, peer: &Peer, request: Bytes) -> Bytes;
 }
 
@@ -68,6 +69,7 @@ pub struct Client {
     address: SocketAddr,
     reader: FrameReader<Reader>,
     writer: Writer,
+    out: FrameWriter,
     last: u64,
     over: bool,
 }
@@ -88,6 +90,7 @@ impl Client {
             address,
             reader: FrameReader::new(reader),
             writer,
+            out: FrameWriter::opening(Versions::default()),
             last: 0,
             over: false,
         })
@@ -140,9 +143,12 @@ impl Client {
         }
         self.writer.set_write_timeout(left)?;
         self.reader.get_ref().set_deadline(Some(until))?;
-        let mut out = FrameWriter::default();
-        out.push(&frame, None);
-        out.write_with(|parts| self.writer.write(parts))?;
+        // The first answer said which version to speak.
+        if self.reader.version() != 0 {
+            self.out.set_version(self.reader.version());
+        }
+        self.out.push(&frame, None);
+        self.out.write_with(|parts| self.writer.write(parts))?;
         self.answer()
     }
 
@@ -150,7 +156,9 @@ impl Client {
         let mut answer = BytesMut::new();
         loop {
             let frame = self.reader.next_frame()?;
-            if frame.header.seq != self.last {
+            // Number 0: the connection as such is refused.
+            let whole = frame.header.kind == Kind::Reply && frame.header.seq == 0;
+            if frame.header.seq != self.last && !whole {
                 return Err(Ask::Broken("it answered another call".into()));
             }
             match frame.header.kind {
@@ -207,7 +215,7 @@ impl From<ReadError> for Ask {
     }
 }
 
-/// Answers the calls of one connection, from its `first` frame to its end.
+/// Answers the calls of one connection, from its `first` frame to its end, through `out`.
 ///
 /// # Errors
 /// Why it ended, other than by the peer's wish, for the log.
@@ -216,6 +224,7 @@ pub fn serve(
     first: Frame,
     reader: &mut FrameReader<Reader>,
     writer: &Writer,
+    mut out: FrameWriter,
 ) -> Result<(), ReadError> {
     writer.set_write_timeout(TAKE)?;
     let mut frame = first;
@@ -230,7 +239,6 @@ pub fn serve(
             (Kind::Call, None) => refused("this node answers no calls"),
             _ => refused("only calls may follow a call on its connection"),
         };
-        let mut out = FrameWriter::default();
         answer.iter().for_each(|f| out.push(f, None));
         out.write_with(|parts| writer.write(parts))?;
         reader.get_ref().set_deadline(Some(Instant::now() + IDLE))?;
@@ -277,15 +285,4 @@ fn refusal(seq: u64, refusal: Refusal) -> Vec<Frame> {
         meta: message::encode(&Reply::Refused(refusal)),
         data: Vec::new(),
     }]
-}
-
-/// A connection that carries calls only, without a server around it: for tests of handlers.
-///
-/// # Errors
-/// As [`serve`].
-pub fn serve_alone(handler: &dyn CallHandler, connection: Connection) -> Result<(), ReadError> {
-    let (reader, writer) = connection.split();
-    let mut reader = FrameReader::new(reader);
-    let first = reader.next_frame()?;
-    serve(Some(handler), first, &mut reader, &writer)
 }

@@ -175,7 +175,15 @@ impl PeerSet {
         if text.len() as u64 > MAX_FILE {
             return Err(bad(format!("it is larger than {MAX_FILE} bytes")));
         }
-        let file: File = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        let file: File = toml::from_str(&text).map_err(|e| {
+            let at = e.span().map_or(0, |s| s.start).min(text.len());
+            let line = text.as_bytes()[..at]
+                .iter()
+                .filter(|b| **b == b'\n')
+                .count()
+                + 1;
+            bad(format!("line {line}: {}", e.message()))
+        })?;
         PeerSet::new(file.peer).map_err(|e| match e {
             TransportError::Peers(why) => bad(why),
             other => other,
@@ -356,7 +364,8 @@ mod tests {
         ] {
             std::fs::write(&path, bad).unwrap();
             let told = PeerSet::load(&path).unwrap_err().to_string();
-            assert!(told.contains("peers.toml"), "{told}");
+            assert!(told.contains("peers.toml: line "), "{told}");
+            assert_eq!(told.lines().count(), 1, "{told}");
         }
     }
 }

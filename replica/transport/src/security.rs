@@ -3,13 +3,17 @@
 //! A handshake has a total time, however its bytes trickle in, and is over before anything above
 //! sees the connection.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection};
+use trivet_protocol::Generation;
+use trivet_protocol::frame::{Frame, Header, Kind};
+use trivet_protocol::io::FrameWriter;
+use trivet_protocol::message::{self, Refusal, Reply};
 
 use crate::conn::{Connection, prepare, time_left};
 use crate::error::{Result, TransportError};
@@ -101,10 +105,25 @@ impl Security {
         expect: &Expect,
         limit: Duration,
     ) -> Result<Connection> {
+        self.connect_within(address, expect, limit, limit)
+    }
+
+    /// The same, with less time for the network alone: a host that is gone is given up sooner
+    /// than one that is there and slow.
+    ///
+    /// # Errors
+    /// As [`Security::connect`].
+    pub fn connect_within(
+        &self,
+        address: SocketAddr,
+        expect: &Expect,
+        network: Duration,
+        limit: Duration,
+    ) -> Result<Connection> {
         self.check(address)?;
         let until = Instant::now() + limit;
         let failed = |source| TransportError::Connect { address, source };
-        let socket = TcpStream::connect_timeout(&address, limit).map_err(failed)?;
+        let socket = TcpStream::connect_timeout(&address, network).map_err(failed)?;
         prepare(&socket).map_err(failed)?;
         let Security::Tls(tls) = self else {
             return Ok(Connection::new(socket, address, Peer::local(), None, None));
@@ -192,8 +211,9 @@ impl Tls {
             }
             Err(Shake::Io(e)) => return Err(failed(e.to_string())),
             Err(Shake::Plain) => {
-                let why = "it speaks without TLS; start it with --key and --peers";
-                return Err(failed(why.into()));
+                return Err(failed(
+                    "it speaks without TLS; start it with --key and --peers".into(),
+                ));
             }
             Err(Shake::Tls(e)) => {
                 return Err(match stranger(&e) {
@@ -255,11 +275,15 @@ fn shake(
         if std::mem::take(&mut first) {
             let mut begin = [0; 4];
             if socket.peek(&mut begin)? == 4 && begin == *b"TRV1" {
+                say_plainly(socket);
                 return Err(Shake::Plain);
             }
         }
         match state.read_tls(&mut socket) {
-            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(0) => {
+                let why = "it ended the connection; perhaps it is stopping, or runs without a key";
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why).into());
+            }
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(e.into()),
@@ -272,12 +296,35 @@ fn shake(
     Ok(())
 }
 
-/// Tells the other side why, and takes what it had sent already: closing before that would reset
-/// the connection, and the alert be lost. Both within bounds, and neither matters if it fails.
+/// Tells the other side why in an alert.
 fn say_why(mut socket: &TcpStream, state: &mut rustls::Connection) {
-    let until = Instant::now() + LINGER;
     let _ = socket.set_write_timeout(Some(LINGER));
-    if state.write_tls(&mut socket).is_err() || socket.shutdown(Shutdown::Write).is_err() {
+    if state.write_tls(&mut socket).is_ok() {
+        drain(socket);
+    }
+}
+
+/// Tells whoever speaks without TLS why it gets no answer, in a way that it understands.
+fn say_plainly(mut socket: &TcpStream) {
+    let why = "this node speaks TLS only; start the other side with --key and --peers too";
+    let refused = Frame {
+        header: Header::new(Kind::Reply, Generation::NONE, 0),
+        meta: message::encode(&Reply::Refused(Refusal::BadRequest(why.into()))),
+        data: Vec::new(),
+    };
+    let _ = socket.set_write_timeout(Some(LINGER));
+    let mut out = FrameWriter::default();
+    out.push(&refused, None);
+    if out.write_with(|parts| socket.write_vectored(parts)).is_ok() {
+        drain(socket);
+    }
+}
+
+/// Takes what the other side had sent already: closing before that would reset the connection,
+/// and what it was told be lost. Within bounds, and it does not matter if it fails.
+fn drain(mut socket: &TcpStream) {
+    let until = Instant::now() + LINGER;
+    if socket.shutdown(Shutdown::Write).is_err() {
         return;
     }
     let mut sink = [0; 4096];

@@ -1,0 +1,314 @@
+//! What outlives the daemon: its parent, which is told what the daemon holds and, when it dies,
+//! takes the service address away, keeps its connections from being ended with it, and hands its
+//! leases back.
+//!
+//! Why connections: a client that is told of the end of its connection waits seconds before it
+//! makes another one. So the parent has a duplicate of each, which keeps it open beyond the
+//! daemon's death; once the address is gone nothing can be told any more, and the duplicates go.
+//!
+//! One word is one message on a socket pair; a connection comes along as a descriptor. The daemon
+//! never waits for its parent: what cannot be told is only slower to be taken over.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+use trivet_protocol::{Generation, VolumeId};
+
+use crate::config::ServiceConfig;
+
+/// Bytes of a word, at most.
+const MAX_WORD: usize = 16 * 1024;
+/// Connections held for all volumes together, at most.
+const MAX_HELD: usize = 16 * 1024;
+/// How often connections that have ended are looked for.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// A volume that is active in the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Its name.
+    pub volume: String,
+    /// Its identity.
+    pub id: VolumeId,
+    /// The reign.
+    pub generation: Generation,
+    /// Its service address, if it has one.
+    pub service: Option<ServiceConfig>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Word {
+    Active(Held),
+    Ended(String),
+    Connection(String),
+}
+
+/// The daemon's end.
+#[derive(Debug)]
+pub struct Guard(Option<OwnedFd>);
+
+impl Guard {
+    /// Nobody is there to be told.
+    pub fn none() -> Guard {
+        Guard(None)
+    }
+
+    /// The parent is at the other end of this socket.
+    pub fn new(socket: OwnedFd) -> Guard {
+        Guard(Some(socket))
+    }
+
+    /// The volume is active here.
+    pub fn active(&self, held: Held) {
+        self.tell(&Word::Active(held), None);
+    }
+
+    /// It is active here no longer, in order.
+    pub fn ended(&self, volume: &str) {
+        self.tell(&Word::Ended(volume.to_owned()), None);
+    }
+
+    /// A socket of its export.
+    pub fn connection(&self, volume: &str, socket: BorrowedFd<'_>) {
+        self.tell(&Word::Connection(volume.to_owned()), Some(socket));
+    }
+
+    fn tell(&self, word: &Word, socket: Option<BorrowedFd<'_>>) {
+        let Some(parent) = &self.0 else { return };
+        let Ok(raw) = serde_json::to_vec(word) else {
+            return;
+        };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut along = SendAncillaryBuffer::new(&mut space);
+        let sockets: Vec<BorrowedFd<'_>> = socket.into_iter().collect();
+        if !sockets.is_empty() {
+            along.push(SendAncillaryMessage::ScmRights(&sockets));
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        if let Err(error) = sendmsg(parent, &[IoSlice::new(&raw)], &mut along, flags) {
+            tracing::debug!(%error, ?word, "the supervisor was not told");
+        }
+    }
+}
+
+/// The parent's end.
+#[derive(Debug)]
+pub struct Watch {
+    socket: OwnedFd,
+    held: Vec<Held>,
+    sockets: Vec<(String, OwnedFd)>,
+    swept: Instant,
+}
+
+/// What the parent heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Something, or nothing in time.
+    Alive,
+    /// The daemon's end is closed: it has ended.
+    Ended,
+}
+
+impl Watch {
+    /// Both ends: the parent's, and the socket for the daemon.
+    ///
+    /// # Errors
+    /// The system gives no sockets.
+    pub fn pair() -> std::io::Result<(Watch, OwnedFd)> {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        let watch = Watch {
+            socket: ours,
+            held: Vec::new(),
+            sockets: Vec::new(),
+            swept: Instant::now(),
+        };
+        Ok((watch, theirs))
+    }
+
+    /// Waits at most `patience` for a word.
+    pub fn listen(&mut self, patience: Duration) -> Heard {
+        let mut fds = [rustix::event::PollFd::new(
+            &self.socket,
+            rustix::event::PollFlags::IN,
+        )];
+        let timeout = rustix::event::Timespec {
+            tv_sec: patience.as_secs() as i64,
+            tv_nsec: i64::from(patience.subsec_nanos()),
+        };
+        match rustix::event::poll(&mut fds, Some(&timeout)) {
+            Ok(0) | Err(_) => {
+                self.sweep();
+                return Heard::Alive;
+            }
+            Ok(_) => {}
+        }
+        let mut raw = vec![0; MAX_WORD];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut along = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let got = recvmsg(
+            &self.socket,
+            &mut [IoSliceMut::new(&mut raw)],
+            &mut along,
+            flags,
+        );
+        let bytes = match got {
+            Ok(m) if m.bytes == 0 => return Heard::Ended,
+            Ok(m) => m.bytes,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Heard::Alive,
+            Err(_) => return Heard::Ended,
+        };
+        let mut sockets = Vec::new();
+        for message in along.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                sockets.extend(fds);
+            }
+        }
+        match serde_json::from_slice(&raw[..bytes]) {
+            Ok(word) => self.heed(word, sockets),
+            Err(error) => tracing::warn!(%error, "a word of the daemon's makes no sense"),
+        }
+        Heard::Alive
+    }
+
+    fn heed(&mut self, word: Word, sockets: Vec<OwnedFd>) {
+        match word {
+            Word::Active(held) => {
+                self.held.retain(|h| h.volume != held.volume);
+                self.held.push(held);
+            }
+            Word::Ended(volume) => {
+                self.held.retain(|h| h.volume != volume);
+                self.let_go(&volume);
+            }
+            Word::Connection(volume) => {
+                if self.swept.elapsed() > SWEEP || self.sockets.len() >= MAX_HELD {
+                    self.sweep();
+                }
+                if self.sockets.len() < MAX_HELD {
+                    self.sockets
+                        .extend(sockets.into_iter().map(|s| (volume.clone(), s)));
+                }
+            }
+        }
+    }
+
+    /// Lets go of connections that have ended in order.
+    fn sweep(&mut self) {
+        if self.swept.elapsed() < SWEEP {
+            return;
+        }
+        self.swept = Instant::now();
+        self.sockets.retain(|(_, s)| {
+            let mut fds = [rustix::event::PollFd::new(
+                s,
+                rustix::event::PollFlags::empty(),
+            )];
+            let now = rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            let over = rustix::event::PollFlags::HUP | rustix::event::PollFlags::ERR;
+            match rustix::event::poll(&mut fds, Some(&now)) {
+                Ok(_) => !fds[0].revents().intersects(over),
+                Err(_) => true,
+            }
+        });
+    }
+
+    /// The daemon is dead: what it held, for the last time.
+    pub fn take_held(&mut self) -> Vec<Held> {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Drops the connections of a volume without a word to their other ends. To be called when
+    /// its address is gone.
+    pub fn let_go(&mut self, volume: &str) {
+        self.sockets.retain(|(v, s)| {
+            let goes = v == volume;
+            if goes {
+                // Resets at once: nothing of it stays to be sent again when the address is back.
+                let _ = socket2::SockRef::from(&s.as_fd()).set_linger(Some(Duration::ZERO));
+            }
+            !goes
+        });
+    }
+
+    /// Connections held.
+    pub fn connections(&self) -> usize {
+        self.sockets.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    fn held(volume: &str) -> Held {
+        Held {
+            volume: volume.into(),
+            id: VolumeId::from_bytes([1; 16]),
+            generation: Generation::NONE,
+            service: None,
+        }
+    }
+
+    fn hear_all(watch: &mut Watch) -> Heard {
+        for _ in 0..100 {
+            if watch.listen(Duration::from_millis(20)) == Heard::Ended {
+                return Heard::Ended;
+            }
+        }
+        Heard::Alive
+    }
+
+    #[test]
+    fn a_connection_outlives_the_daemon_until_it_is_let_go() {
+        let (mut watch, theirs) = Watch::pair().unwrap();
+        let guard = Guard::new(theirs);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (served, _) = listener.accept().unwrap();
+        guard.active(held("v"));
+        guard.connection("v", served.as_fd());
+        drop(served);
+        drop(guard);
+        assert_eq!(hear_all(&mut watch), Heard::Ended);
+        assert_eq!(watch.take_held(), [held("v")]);
+        client
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        let still = client.read(&mut [0]).unwrap_err();
+        assert_eq!(still.kind(), std::io::ErrorKind::WouldBlock);
+        client.write_all(b"x").unwrap();
+        watch.let_go("v");
+        let gone = client.read(&mut [0]).unwrap_err();
+        assert_eq!(gone.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn what_ended_in_order_is_not_held() {
+        let (mut watch, theirs) = Watch::pair().unwrap();
+        let guard = Guard::new(theirs);
+        guard.active(held("v"));
+        guard.active(held("w"));
+        guard.ended("v");
+        drop(guard);
+        assert_eq!(hear_all(&mut watch), Heard::Ended);
+        assert_eq!(watch.take_held(), [held("w")]);
+    }
+}

@@ -240,6 +240,7 @@ impl Worker {
                 Some(why) => self.lose(why),
                 None => {
                     let (clients, active) = (stack.clients(), stack.report());
+                    self.tell_guard(active.lease_left_ms);
                     self.view(|v| {
                         v.clients = clients;
                         v.active = Some(active);
@@ -418,6 +419,13 @@ impl Worker {
     }
 
     /// Nothing is held here any more.
+    /// Nothing is said of a lease that has run out: the silence says it.
+    fn tell_guard(&self, lease_left_ms: u64) {
+        if let (1.., Some(node)) = (lease_left_ms, self.node.upgrade()) {
+            node.guard().lease(&self.name, lease_left_ms);
+        }
+    }
+
     fn unguard(&self) {
         if let Some(node) = self.node.upgrade() {
             node.guard().ended(&self.name);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::error::{LabError, Result, start};
 
@@ -72,18 +73,18 @@ pub fn ip_quietly(words: &[&str]) {
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Listens for SIGINT and SIGTERM; a second one ends the process at once.
+    /// Listens for SIGINT and SIGTERM; a second SIGINT ends the process at once (`timeout` sends
+    /// SIGTERM twice).
     ///
     /// # Errors
     /// The system refuses.
     pub fn on_signals() -> Result<Stop> {
         let stop = Stop::default();
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            let armed = stop.0.clone();
-            signal_hook::flag::register_conditional_shutdown(signal, 130, armed)
-                .and_then(|_| signal_hook::flag::register(signal, stop.0.clone()))
-                .map_err(start("listening for signals"))?;
-        }
+        let set = |signal| signal_hook::flag::register(signal, stop.0.clone());
+        signal_hook::flag::register_conditional_shutdown(SIGINT, 130, stop.0.clone())
+            .and_then(|_| set(SIGINT))
+            .and_then(|_| set(SIGTERM))
+            .map_err(start("listening for signals"))?;
         Ok(stop)
     }
 

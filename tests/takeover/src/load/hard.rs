@@ -130,6 +130,8 @@ impl Hard {
         let (mut connection, _) = self.connected()?;
         // Sent or not, and carried out or not: the repetition below must not care.
         let _ = connection.send(xid, what, args);
+        // By a reset, which leaves no port waiting: there are few below 1024.
+        let _ = socket2::SockRef::from(connection.socket()).set_linger(Some(Duration::ZERO));
         drop(connection);
         Ok((xid, self.call_as(xid, what, args)?))
     }

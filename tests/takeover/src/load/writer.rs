@@ -19,7 +19,7 @@ use crate::findings::Kind;
 /// Between two writes, so that the load leaves processors to the daemons.
 const PACE: Duration = Duration::from_millis(3);
 /// One in so many loses its connection before the answer.
-const LOSE: u64 = 200;
+const LOSE: u64 = 400;
 /// One in so many is followed by a read of some block.
 const READ: u64 = 8;
 const WRITE: u32 = 7;

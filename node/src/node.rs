@@ -37,6 +37,13 @@ const EVERY: Duration = Duration::from_millis(200);
 /// A node that does not answer within this time is not there.
 const ANSWER: Duration = Duration::from_secs(1);
 
+/// A client's address is remembered for so long.
+const REMEMBER: Duration = Duration::from_secs(3600);
+/// Addresses remembered for each volume, at most.
+const MAX_KNOWN: usize = 256;
+/// A port that clients use, to stand for those that nobody reported.
+const SOME_PORT: u16 = 1023;
+
 /// See the module's head.
 pub struct Node {
     name: String,
@@ -46,12 +53,48 @@ pub struct Node {
     host: OnceLock<Host>,
     roles: RwLock<BTreeMap<String, Arc<Role>>>,
     heard: Mutex<BTreeMap<String, HeardOf>>,
-    clients: Mutex<BTreeMap<VolumeId, Vec<SocketAddr>>>,
+    clients: Mutex<BTreeMap<VolumeId, Clients>>,
     state: Mutex<State>,
     recorder: Arc<dyn Recorder>,
     guard: Arc<Guard>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stop: AtomicBool,
+}
+
+/// Clients of a volume: connected when last heard of, and the addresses of all before. A report
+/// may be older than a connection; a client that was here before is told all the same.
+#[derive(Default)]
+struct Clients {
+    connected: Vec<SocketAddr>,
+    known: BTreeMap<IpAddr, Instant>,
+}
+
+impl Clients {
+    fn learn(&mut self, connected: &[SocketAddr], now: Instant) {
+        self.connected = connected.to_vec();
+        let addresses = connected.iter().map(|c| (c.ip(), now));
+        self.known.extend(addresses);
+        self.known
+            .retain(|_, at| now.duration_since(*at) < REMEMBER);
+        while self.known.len() > MAX_KNOWN {
+            let oldest = self.known.iter().min_by_key(|(_, at)| **at);
+            let Some(ip) = oldest.map(|(ip, _)| *ip) else {
+                break;
+            };
+            self.known.remove(&ip);
+        }
+    }
+
+    /// With one port for each address that had no connection lately.
+    fn all(&self) -> Vec<SocketAddr> {
+        let mut all = self.connected.clone();
+        for ip in self.known.keys() {
+            if !self.connected.iter().any(|c| c.ip() == *ip) {
+                all.push(SocketAddr::new(*ip, SOME_PORT));
+            }
+        }
+        all
+    }
 }
 
 struct HeardOf {
@@ -300,12 +343,17 @@ impl Node {
             .map(|(name, _)| name.clone())
     }
 
-    /// The clients of whoever was active last.
+    /// The clients of whoever was active last, and of those before lately.
     pub fn clients_of(&self, volume: VolumeId) -> Vec<SocketAddr> {
-        lock(&self.clients)
-            .get(&volume)
-            .cloned()
-            .unwrap_or_default()
+        let clients = lock(&self.clients);
+        clients.get(&volume).map_or(Vec::new(), Clients::all)
+    }
+
+    /// These are connected to the active node.
+    pub fn learn_clients(&self, volume: VolumeId, connected: &[SocketAddr]) {
+        let mut clients = lock(&self.clients);
+        let of = clients.entry(volume).or_default();
+        of.learn(connected, Instant::now());
     }
 
     /// All nodes with fresh reports, this one among them, in the order of the configuration.
@@ -487,7 +535,7 @@ impl Node {
         }
         for v in &report.volumes {
             if v.role.standing == Standing::Active {
-                lock(&self.clients).insert(v.id, v.clients.clone());
+                self.learn_clients(v.id, &v.clients);
             }
         }
         let name = report.node.clone();
@@ -520,5 +568,31 @@ impl Node {
         if news && !self.stop.load(Ordering::Acquire) {
             tracing::warn!(node = name, why, "node not heard");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_was_not_reported_lately_is_still_known() {
+        let now = Instant::now();
+        let a: SocketAddr = "10.0.0.1:700".parse().unwrap();
+        let b: SocketAddr = "10.0.0.2:701".parse().unwrap();
+        let mut c = Clients::default();
+        c.learn(&[a, b], now);
+        // A report from just after a takeover, before anybody is connected again.
+        c.learn(&[b], now);
+        let some = SocketAddr::new(a.ip(), SOME_PORT);
+        assert_eq!(c.all(), [b, some]);
+        c.learn(&[], now + REMEMBER);
+        assert!(c.all().is_empty(), "forgotten");
+        let many: Vec<SocketAddr> = (0..1000u32)
+            .map(|n| SocketAddr::new(Ipv4Addr::from(n).into(), 700))
+            .collect();
+        c.learn(&many, now);
+        c.learn(&[], now);
+        assert_eq!(c.all().len(), MAX_KNOWN);
     }
 }

@@ -241,6 +241,9 @@ impl Worker {
                 None => {
                     let (clients, active) = (stack.clients(), stack.report());
                     self.tell_guard(active.lease_left_ms);
+                    if let Some(node) = self.node.upgrade() {
+                        node.learn_clients(self.id, &clients);
+                    }
                     self.view(|v| {
                         v.clients = clients;
                         v.active = Some(active);
@@ -372,7 +375,8 @@ impl Worker {
                     node: holder,
                 });
             }
-            clients = self.take_from(node, &holder)?;
+            // And those that were its clients before: it may know less than all.
+            clients.extend(self.take_from(node, &holder)?);
             kind = MoveKind::Planned;
             timeline.mark("given up by the former holder");
         }

@@ -21,7 +21,7 @@ use crate::error::{LabError, Result, file, start};
 use crate::sys::{self, processes};
 
 /// A process is there, or gone, within this time.
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(60);
 /// Where a host has its disk.
 pub const DISK: &str = "/mnt";
 

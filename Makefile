@@ -35,9 +35,11 @@ test: ## Everything that a change must pass (says first how long; YES=1 installs
 	@scripts/test
 
 test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed for 10 minutes
+	$(CARGO) build --locked --bin trivet
 	$(MAKE) sim SEEDS=$(or $(SEEDS),20000)
 	$(MAKE) mutants
-	SEEDS=200 scripts/suites
+	SEEDS=200 scripts/suites target/debug/trivet
+	KILLS=20 tests/work.sh target/debug/trivet
 	$(MAKE) test-vm
 	$(MAKE) takeovers N=200
 	$(MAKE) fuzz SECONDS=600

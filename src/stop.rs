@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -65,6 +66,21 @@ impl Stop {
     /// For loops in other crates, which look at a plain flag.
     pub fn flag(&self) -> &AtomicBool {
         &self.inner.asked
+    }
+
+    /// Waits until it is asked, at most for so long; returns whether it was.
+    pub fn wait_for(&self, limit: Duration) -> bool {
+        let held = self
+            .inner
+            .guard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Woken early or late, the flag says what is the case.
+        let _held = self
+            .inner
+            .changed
+            .wait_timeout_while(held, limit, |()| !self.asked());
+        self.asked()
     }
 
     /// Waits until it is asked.

@@ -152,7 +152,7 @@ fn attach_to(
 ) -> Arc<ReplicatedVolume> {
     let hosts = ["a", "b", "c"].iter().zip(addresses).map(|(n, a)| Reach {
         node: (*n).to_owned(),
-        address: *a,
+        addresses: vec![*a],
     });
     attach(Attach {
         volume,

@@ -8,7 +8,7 @@ fi
 trivet=$1
 ip link set lo up
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-up.XXXXXX")
-mnt=$work/mnt pid=
+mnt=$work/mnt pid= size=8G
 say() { echo "up: $*"; }
 end() {
   local status=$?
@@ -19,7 +19,7 @@ end() {
 }
 trap end EXIT
 start() {
-  "$trivet" up --dir "$work/data" --size 8G --mount "$mnt" >"$work/out" 2>>"$work/log" &
+  "$trivet" up --dir "$work/data" --size "$size" --mount "$mnt" >"$work/out" 2>>"$work/log" &
   pid=$!
   for _ in $(seq 300); do
     grep -q SIGTERM "$work/out" && return
@@ -54,9 +54,18 @@ say "the export is found, and what NFS writes is in the mount"
 
 kill -9 "$pid"
 wait "$pid" 2>/dev/null || true
+region=$(dirname "$(find "$work/data/b" -name region.toml)")
+"$trivet" fs ls --region "$region" / | grep -q disk.qcow2
+"$trivet" fs cat --region "$region" /over-nfs | cmp - "$work/tree.tar"
+"$trivet" fs cp --region "$region" /disk.qcow2 "$work/out.qcow2" >/dev/null
+qemu-img check -q "$work/out.qcow2"
+rm "$work/out.qcow2"
+say "one replica alone gives files out"
+size=9G
 before=$(date +%s.%N)
 start
 say "up again $(since "$before") after kill -9"
+[ "$(stat -f -c '%b * %S / 1073741824' "$mnt" | xargs -I{} awk 'BEGIN { printf "%d", {} }')" = 9 ]
 mkdir "$work/again"
 tar -C "$work/again" -xf "$work/tree.tar"
 diff -r "$work/again" "$mnt/tree"

@@ -1,6 +1,8 @@
 //! `trivet bench`: what a volume does per second, beside what its disk and its network would
 //! allow, measured in one run and taking turns.
 //!
+//! [`files`] and [`nfs`] do the same to any directory and any NFS server, of whomever.
+//!
 //! Four parts that know nothing of each other: [`load`] drives any [`Volume`] and times it,
 //! [`limit`] measures what it is compared with, [`meter`] counts processor time and disk bytes of
 //! the processes involved, and [`suite`] puts them together into the table of named workloads.
@@ -10,6 +12,7 @@
 //! Bounded by its arguments: time, bytes and depth are stated in each [`load::Load`]; a volume
 //! that completes nothing for [`load::STALLED`] ends the run with an error.
 
+pub mod files;
 pub mod histogram;
 pub mod limit;
 pub mod load;

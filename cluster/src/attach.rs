@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use trivet_downstairs::server::Served;
 use trivet_protocol::frame::Versions;
-use trivet_protocol::{Block, Checksum, Generation, Recorder, Seq, VolumeId};
+use trivet_protocol::{Block, Checksum, Generation, MemberId, Recorder, Seq, VolumeId};
 use trivet_replica::driver::{LocalReplica, ReplicatedVolume, Start};
 use trivet_replica::upstairs::{ActivateOptions, Config, Limits, LinkId, Notice};
 use trivet_transport::Security;
@@ -19,8 +19,8 @@ use crate::error::{ClusterError, Result};
 pub struct Reach {
     /// Name of the node.
     pub node: String,
-    /// Its address.
-    pub address: SocketAddr,
+    /// Its addresses in the order of preference, the replication network first.
+    pub addresses: Vec<SocketAddr>,
 }
 
 /// What [`attach()`] needs.
@@ -50,6 +50,10 @@ pub struct Attach {
 struct Local(Arc<Served>);
 
 impl LocalReplica for Local {
+    fn member(&self) -> MemberId {
+        self.0.member()
+    }
+
     fn read_local(
         &self,
         generation: Generation,
@@ -67,7 +71,7 @@ impl LocalReplica for Local {
 /// [`ClusterError::Activate`] says who holds the volume, or whom it needs.
 pub fn attach(a: Attach) -> Result<Arc<ReplicatedVolume>> {
     let local = a.local.as_ref().map(|(i, _)| LinkId::from_index(*i));
-    let (nodes, addresses) = a.hosts.into_iter().map(|h| (h.node, h.address)).unzip();
+    let (nodes, addresses) = a.hosts.into_iter().map(|h| (h.node, h.addresses)).unzip();
     let (volume, notices) = ReplicatedVolume::start(Start {
         config: Config {
             volume: a.volume,

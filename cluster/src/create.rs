@@ -1,21 +1,17 @@
-//! Making a volume: three regions that name each other in their first record.
+//! Making a volume: regions, and perhaps a witness, that name each other in their first record.
 //!
 //! Order: the description under its temporary name, the regions, the description under its own
 //! name. A crash in between leaves the temporary one: nothing was ever served, and the next
 //! creation finishes it with the same identities.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use trivet_downstairs::member::MemberState;
 use trivet_downstairs::pool::{self, Pool};
-use trivet_downstairs::{Region, Store, region};
 use trivet_protocol::limits::DEFAULT_LEASE_MS;
-use trivet_protocol::{
-    MemberId, MemberInfo, MemberKind, Millis, NullRecorder, Position, Record, RecordVersion,
-};
+use trivet_protocol::{MemberId, MemberInfo, Millis, Position, Record, RecordVersion};
 
 use crate::error::{ClusterError, Result};
+use crate::join::make_member;
 use crate::volume_file::{CREATING, VolumeFile, sync_parent};
 
 /// Makes the regions of `volume` and then writes `path`. Directories of pools are made where they
@@ -46,7 +42,7 @@ pub fn create(path: &Path, volume: VolumeFile) -> Result<VolumeFile> {
     let record = first_record(&volume);
     for place in &volume.member {
         let pool = open_or_make_pool(&VolumeFile::pool(place, path))?;
-        make_region(&pool, place.id, &record)?;
+        make_member(&pool, place.kind, place.id, &record)?;
     }
     std::fs::rename(creating, path).map_err(ClusterError::io("write", path))?;
     sync_parent(path)?;
@@ -76,11 +72,12 @@ fn refuse_orphans(path: &Path, volume: &VolumeFile) -> Result<()> {
     Ok(())
 }
 
-fn first_record(volume: &VolumeFile) -> Record {
+pub(crate) fn first_record(volume: &VolumeFile) -> Record {
+    let replicas = volume.replicas().count();
     let members = volume.member.iter().map(|p| MemberInfo {
         id: p.id,
         node: p.node.clone(),
-        kind: MemberKind::Replica,
+        kind: p.kind,
         opens: 0,
         durable: Position::default(),
     });
@@ -89,15 +86,19 @@ fn first_record(volume: &VolumeFile) -> Record {
         volume: volume.volume,
         blocks: volume.blocks,
         members: members.collect(),
-        in_sync: volume.member.iter().map(|p| p.id).collect(),
-        min_copies: volume.member.len().min(2) as u8,
+        in_sync: volume.replicas().map(|p| p.id).collect(),
+        // Two and a witness go on with one copy, and say so loudly: that is what a witness is for.
+        min_copies: match volume.member.len() > replicas {
+            true => 1,
+            false => replicas.min(2) as u8,
+        },
         lease: Millis(DEFAULT_LEASE_MS),
         losses: 0,
     }
 }
 
 /// Making a volume is an explicit act, and so its pools are made along with it.
-fn open_or_make_pool(dir: &Path) -> Result<Pool> {
+pub(crate) fn open_or_make_pool(dir: &Path) -> Result<Pool> {
     if dir.join(pool::FILE).exists() {
         return Ok(Pool::open(dir)?);
     }
@@ -116,33 +117,11 @@ fn open_or_make_pool(dir: &Path) -> Result<Pool> {
 /// The record is no first one or does not list the member, or the disk fails.
 pub fn make_first_member(dir: &Path, record: &Record, member: MemberId) -> Result<()> {
     let first = record.version == RecordVersion::default() && record.problem().is_none();
-    if !first || record.member(member).is_none() {
+    let Some(info) = record.member(member).filter(|_| first) else {
         return Err(ClusterError::NotFirst {
             volume: record.volume,
             member,
         });
-    }
-    make_region(&open_or_make_pool(dir)?, member, record)
-}
-
-fn make_region(pool: &Pool, member: MemberId, record: &Record) -> Result<()> {
-    let dir = pool.region_dir(record.volume, member);
-    let recorder = Arc::new(NullRecorder);
-    let disk = pool.make_region(record.volume, member, recorder.clone())?;
-    let wrong = || ClusterError::region(&dir);
-    if !dir.join(region::FILE).exists() {
-        let region = Region::new(record.volume, member, record.blocks);
-        Store::create(&disk, &region).map_err(wrong())?;
-    }
-    let expected = Some((record.volume, member));
-    let (mut store, _) = Store::open(disk, expected, recorder).map_err(wrong())?;
-    if store.member_state().is_empty() {
-        let state = MemberState::new(member, record.clone());
-        let raw = serde_json::to_vec(&state).map_err(|e| ClusterError::VolumeFile {
-            path: dir.clone(),
-            why: e.to_string(),
-        })?;
-        store.set_member_state(raw).map_err(wrong())?;
-    }
-    store.close().map_err(wrong())
+    };
+    make_member(&open_or_make_pool(dir)?, info.kind, member, record)
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use trivet_downstairs::pool::Pool;
 use trivet_downstairs::server::{Listen, Served};
-use trivet_protocol::{NullRecorder, Recorder};
+use trivet_protocol::{MemberKind, NullRecorder, Recorder};
 use trivet_replica::driver::ReplicatedVolume;
 use trivet_replica::upstairs::{Limits, Status};
 use trivet_transport::Security;
@@ -99,7 +99,11 @@ impl Embedded {
                 }
             };
             let region = pool.region_dir(file.volume, place.id);
-            if !region.join(trivet_downstairs::region::FILE).exists() {
+            let file_of_it = match place.kind {
+                MemberKind::Replica => trivet_downstairs::region::FILE,
+                MemberKind::Witness => trivet_downstairs::witness::FILE,
+            };
+            if !region.join(file_of_it).exists() {
                 problems.push(Problem::Lost {
                     member: place.id,
                     node: place.node.clone(),
@@ -109,15 +113,16 @@ impl Embedded {
             }
             let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
             let host = Host::start(Listen::plain(any, options.recorder.clone()), &[dir])?;
+            let served = host.served();
             problems.extend_from_slice(host.problems());
             let ours = |s: &&Arc<Served>| s.volume() == file.volume && s.member() == place.id;
-            if let Some(served) = host.served().iter().find(ours) {
-                if local.is_none() {
+            if let Some(served) = served.iter().find(ours) {
+                if local.is_none() && place.kind == MemberKind::Replica {
                     local = Some((reach.len(), served.clone()));
                 }
                 reach.push(Reach {
                     node: place.node.clone(),
-                    address: host.address(),
+                    addresses: vec![host.address()],
                 });
             }
             hosts.push(host);

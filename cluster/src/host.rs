@@ -1,64 +1,76 @@
-//! One host: opens the regions of its pools and serves them on one port.
+//! One host: opens the regions and witnesses of its pools and serves them on one port.
 //!
-//! A region that cannot be opened is reported and left out; the others are served. A region
-//! belongs to one process at a time (the pool's lock, which the kernel lets go when the process
-//! ends, however it ends). A crash leaves regions that open again by replaying their logs.
-//! Bounded by the server's limits and one log replay at a time.
+//! One that cannot be opened is reported and left out; the others are served. A region or witness
+//! belongs to one process at a time (a lock on its directory, which the kernel lets go when the
+//! process ends, however it ends). One that is made ready later is served after [`Host::rescan`]. A
+//! crash leaves regions that open again by replaying their logs. Bounded by the server's limits and
+//! one log replay at a time.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use trivet_downstairs::disk::RealDisk;
-use trivet_downstairs::pool::{Found, Pool};
+use trivet_downstairs::pool::{Found, FoundWitness, Pool};
 use trivet_downstairs::replica::Replica;
-use trivet_downstairs::server::{Listen, Served, Server, boot_time};
-use trivet_downstairs::{Region, Store};
+use trivet_downstairs::server::{Listen, Served, Server, boot_time, chosen};
+use trivet_downstairs::{Store, Witness};
 use trivet_protocol::{MemberId, Record, Recorder, VolumeId};
 
 use crate::create::make_first_member;
 use crate::error::{ClusterError, Problem, Result};
+use crate::join::{Joining, make_ready};
 
 /// See the module's head. Dropping it without [`Host::close`] is like a crash that loses nothing.
 pub struct Host {
     server: Server,
+    pools: Vec<PathBuf>,
     served: RwLock<Vec<Arc<Served>>>,
-    recorder: Arc<dyn Recorder>,
     problems: Vec<Problem>,
+    recorder: Arc<dyn Recorder>,
 }
 
 impl Host {
-    /// Opens every region in `pools` and serves them as `listen` says.
+    /// Opens every region and witness in `pools` and serves them as `listen` says.
     ///
     /// # Errors
     /// A pool is not there (is its disk mounted?), or the address cannot be listened on.
     pub fn start(listen: Listen, pools: &[PathBuf]) -> Result<Host> {
-        let recorder = &listen.recorder.clone();
-        let (mut served, mut problems) = (Vec::new(), Vec::new());
-        for dir in pools {
-            let pool = Pool::open(dir).map_err(ClusterError::store)?;
-            for found in pool.regions().map_err(ClusterError::store)? {
-                let dir = found.dir.clone();
-                match open(&pool, found, recorder) {
-                    Ok(region) => served.push(region),
-                    Err(e) => {
-                        let why = e.to_string();
-                        tracing::error!(dir = %dir.display(), why, "region left out");
-                        problems.push(Problem::Unusable { dir, why });
-                    }
-                }
-            }
-        }
+        let recorder = listen.recorder.clone();
+        let (served, problems) = open_all(pools, &[], &recorder)?;
         let server = Server::start(listen)?;
-        for region in &served {
-            server.add(region.clone()).map_err(ClusterError::Thread)?;
+        for member in &served {
+            server.add(member.clone()).map_err(ClusterError::Thread)?;
         }
         Ok(Host {
             server,
+            pools: pools.to_vec(),
             served: RwLock::new(served),
-            recorder: recorder.clone(),
             problems,
+            recorder: recorder.clone(),
         })
+    }
+
+    /// Opens and serves what was made in the pools since. Returns how many, and what could not be
+    /// opened.
+    ///
+    /// # Errors
+    /// A pool is not there any more, or a thread cannot be started.
+    pub fn rescan(&self) -> Result<(usize, Vec<Problem>)> {
+        self.scan(&self.pools)
+    }
+
+    fn scan(&self, pools: &[PathBuf]) -> Result<(usize, Vec<Problem>)> {
+        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
+        let known: Vec<MemberId> = served.iter().map(|s| s.member()).collect();
+        let (new, problems) = open_all(pools, &known, &self.recorder)?;
+        let count = new.len();
+        for member in new {
+            self.server
+                .add(member.clone())
+                .map_err(ClusterError::Thread)?;
+            served.push(member);
+        }
+        Ok((count, problems))
     }
 
     /// Where it listens.
@@ -72,10 +84,15 @@ impl Host {
         served.clone()
     }
 
-    /// The member of a volume that it serves, if it has one.
+    /// The member of a volume that it serves, if it has one; of several the one that counts today.
     pub fn member_of(&self, volume: VolumeId) -> Option<Arc<Served>> {
         let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
-        served.iter().find(|s| s.volume() == volume).cloned()
+        let of_volume: Vec<_> = served
+            .iter()
+            .filter(|s| s.volume() == volume)
+            .cloned()
+            .collect();
+        chosen(&of_volume, None)
     }
 
     /// Makes a member of a new volume, from its first record, in the pool at `pool`, and serves
@@ -96,19 +113,35 @@ impl Host {
             };
         }
         make_first_member(pool, record, member)?;
-        let pool = Pool::open(pool).map_err(ClusterError::store)?;
-        let dir = pool.region_dir(volume, member);
-        let region = Region::load(&RealDisk::read_only(&dir));
-        let made = open(&pool, Found { dir, region }, &self.recorder)?;
-        self.server
-            .add(made.clone())
-            .map_err(ClusterError::Thread)?;
-        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
-        served.push(made);
-        Ok(())
+        self.serve_made(pool, member)
     }
 
-    /// Regions that are there and could not be opened.
+    /// Makes a member that is to come into a volume that exists ready in the pool at `pool`, and
+    /// serves it. If it is there already, that is as good.
+    ///
+    /// # Errors
+    /// As [`make_ready`].
+    pub fn make_ready(&self, pool: &Path, joining: &Joining) -> Result<()> {
+        make_ready(pool, joining)?;
+        self.serve_made(pool, joining.member)
+    }
+
+    fn serve_made(&self, pool: &Path, member: MemberId) -> Result<()> {
+        let (_, problems) = self.scan(std::slice::from_ref(&pool.to_path_buf()))?;
+        if self.served().iter().any(|s| s.member() == member) {
+            return Ok(());
+        }
+        let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        Err(ClusterError::VolumeFile {
+            path: pool.to_path_buf(),
+            why: format!(
+                "the new member {member} cannot be served: {}",
+                told.join("; ")
+            ),
+        })
+    }
+
+    /// What was there at the start and could not be opened.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -123,19 +156,47 @@ impl Host {
     /// # Errors
     /// A disk failed: the first one; all regions are closed as far as they can be.
     pub fn close(self) -> Result<()> {
+        let served = self.served();
         drop(self.server);
         let mut first = Ok(());
-        for region in &self
-            .served
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-        {
+        for region in &served {
             let path = PathBuf::from(region.volume().to_string());
             let closed = region.close().map_err(ClusterError::region(&path));
             first = first.and(closed);
         }
         first
     }
+}
+
+/// Everything in these pools but what is `known`.
+fn open_all(
+    pools: &[PathBuf],
+    known: &[MemberId],
+    recorder: &Arc<dyn Recorder>,
+) -> Result<(Vec<Arc<Served>>, Vec<Problem>)> {
+    let (mut served, mut problems) = (Vec::new(), Vec::new());
+    let mut note = |dir: PathBuf, opened: trivet_downstairs::Result<Arc<Served>>| match opened {
+        Ok(member) => served.push(member),
+        Err(e) => {
+            let why = e.to_string();
+            tracing::error!(dir = %dir.display(), why, "left out");
+            problems.push(Problem::Unusable { dir, why });
+        }
+    };
+    for dir in pools {
+        let pool = Pool::open(dir).map_err(ClusterError::store)?;
+        for found in pool.regions().map_err(ClusterError::store)? {
+            if !matches!(&found.region, Ok(r) if known.contains(&r.member)) {
+                note(found.dir.clone(), open(&pool, found, recorder));
+            }
+        }
+        for found in pool.witnesses().map_err(ClusterError::store)? {
+            if !matches!(&found.witness, Ok(w) if known.contains(&w.member)) {
+                note(found.dir.clone(), open_witness(&pool, found, recorder));
+            }
+        }
+    }
+    Ok((served, problems))
 }
 
 fn open(
@@ -157,5 +218,20 @@ fn open(
         "region opened"
     );
     let replica = Replica::region(store, boot_time(), recorder.clone())?;
+    Ok(Served::new(replica, recorder.clone()))
+}
+
+fn open_witness(
+    pool: &Pool,
+    found: FoundWitness,
+    recorder: &Arc<dyn Recorder>,
+) -> trivet_downstairs::Result<Arc<Served>> {
+    let who = found.witness?;
+    let disk = pool.region(who.volume, who.member, recorder.clone())?;
+    let (witness, state) = Witness::open(&*disk, Some((who.volume, who.member)))?;
+    tracing::info!(dir = %found.dir.display(), opens = witness.opens(), "witness opened");
+    // The directory stays locked as long as the witness is served.
+    let witness = witness.holding(disk);
+    let replica = Replica::witness(witness, state, boot_time(), recorder.clone());
     Ok(Served::new(replica, recorder.clone()))
 }

@@ -20,7 +20,7 @@ pub enum Said {
     Ready {
         /// Where.
         address: SocketAddr,
-        /// How many regions.
+        /// How many regions and witnesses.
         regions: usize,
     },
     /// After SIGUSR1: the logs are moved to the extent files.
@@ -131,6 +131,18 @@ impl Downstairs {
         match self.next()? {
             Said::Settled => Ok(()),
             Said::Ready { .. } => Err(self.failed("it spoke out of turn".into())),
+        }
+    }
+
+    /// Has it serve what was made ready in its pools since, and returns how much it serves now.
+    ///
+    /// # Errors
+    /// It ended.
+    pub fn rescan(&mut self) -> Result<usize> {
+        self.signal(Signal::HUP)?;
+        match self.next()? {
+            Said::Ready { regions, .. } => Ok(regions),
+            Said::Settled => Err(self.failed("it spoke out of turn".into())),
         }
     }
 

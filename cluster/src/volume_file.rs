@@ -11,8 +11,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use trivet_protocol::limits::{MAX_IN_SYNC, MAX_VOLUME_BLOCKS};
-use trivet_protocol::{BLOCK_BYTES, MemberId, VolumeId};
+use trivet_protocol::limits::{MAX_IN_SYNC, MAX_MEMBERS, MAX_VOLUME_BLOCKS};
+use trivet_protocol::{BLOCK_BYTES, MemberId, MemberKind, VolumeId};
 
 use crate::error::{ClusterError, Result};
 
@@ -25,7 +25,7 @@ const FORMAT: u32 = 1;
 /// Bytes of the file, at most.
 const MAX_FILE: u64 = 16 * 1024;
 
-/// One replica and where it is kept.
+/// One replica or witness and where it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Place {
@@ -35,6 +35,18 @@ pub struct Place {
     pub node: String,
     /// Its pool's directory, relative to the file's own unless absolute.
     pub pool: PathBuf,
+    /// Replica, unless said otherwise.
+    #[serde(default = "replica", skip_serializing_if = "is_replica")]
+    pub kind: MemberKind,
+}
+
+fn replica() -> MemberKind {
+    MemberKind::Replica
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // what serde calls
+fn is_replica(kind: &MemberKind) -> bool {
+    *kind == MemberKind::Replica
 }
 
 /// See the module's head.
@@ -47,7 +59,7 @@ pub struct VolumeFile {
     pub volume: VolumeId,
     /// Size in blocks at creation.
     pub blocks: u64,
-    /// The replicas that it was made with.
+    /// The members that it was made with.
     pub member: Vec<Place>,
 }
 
@@ -67,6 +79,7 @@ impl VolumeFile {
             id: MemberId::random(),
             node,
             pool,
+            kind: MemberKind::Replica,
         });
         Ok(VolumeFile {
             format: FORMAT,
@@ -76,7 +89,24 @@ impl VolumeFile {
         })
     }
 
-    /// The directory of a replica's pool, for a volume described in `file`.
+    /// The same with a witness on another node.
+    #[must_use]
+    pub fn with_witness(mut self, node: String, pool: PathBuf) -> Self {
+        self.member.push(Place {
+            id: MemberId::random(),
+            node,
+            pool,
+            kind: MemberKind::Witness,
+        });
+        self
+    }
+
+    /// The members that keep data.
+    pub fn replicas(&self) -> impl Iterator<Item = &Place> {
+        self.member.iter().filter(|p| p.kind == MemberKind::Replica)
+    }
+
+    /// The directory of a member's pool, for a volume described in `file`.
     pub fn pool(place: &Place, file: &Path) -> PathBuf {
         file.parent().unwrap_or(Path::new("")).join(&place.pool)
     }
@@ -110,7 +140,7 @@ impl VolumeFile {
     }
 
     fn problem(&self) -> Option<String> {
-        let replicas = self.member.len();
+        let replicas = self.replicas().count();
         if self.format != FORMAT {
             let format = self.format;
             Some(format!(
@@ -121,6 +151,11 @@ impl VolumeFile {
         } else if replicas == 0 || replicas > MAX_IN_SYNC {
             Some(format!(
                 "it lists {replicas} replicas; 1 to {MAX_IN_SYNC} are possible"
+            ))
+        } else if self.member.len() > MAX_MEMBERS {
+            Some(format!(
+                "it lists {} members; {MAX_MEMBERS} are possible",
+                self.member.len()
             ))
         } else {
             None

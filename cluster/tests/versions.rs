@@ -56,7 +56,7 @@ fn start(
             local: None,
             limits: Limits::default(),
         },
-        addresses: hosts.iter().map(Host::address).collect(),
+        addresses: hosts.iter().map(|h| vec![h.address()]).collect(),
         security,
         versions,
         local: None,

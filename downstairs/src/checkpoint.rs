@@ -2,6 +2,8 @@
 //!
 //! A job, run in bounded steps off the owner's lock while appends and reads go on. It works on
 //! the state as of its last operation, not on the newest one: what came later stays in the log.
+//! One job is a round of at most a quarter of the log, so that room comes in steps that a waiting
+//! writer can bear.
 //! Readers keep looking at the overlay until [`Store::finish_checkpoint`].
 //!
 //! Order: the head vouches for the log as far as it was synced; discards give their space back
@@ -69,6 +71,7 @@ pub struct CheckpointJob {
     shared: Arc<Shared>,
     records: Vec<Logged>,
     upto: Position,
+    from_pos: u64,
     upto_pos: u64,
     tail: u64,
     tail_seq: Seq,
@@ -100,6 +103,12 @@ impl Store {
         let n = self
             .records
             .partition_point(|r| r.position.seq <= limit && r.end() <= self.synced_to);
+        // A bounded round: the log has room again when it ends. One record always is in it.
+        let begun = self
+            .records
+            .partition_point(|r| r.pos < self.checkpointed_to);
+        let most = self.checkpointed_to + self.round_bytes;
+        let n = n.min((begun + 1).max(self.records.partition_point(|r| r.end() <= most)));
         let last = n.checked_sub(1).and_then(|i| self.records.get(i));
         let (upto, upto_pos) = match last {
             Some(r) if r.end() > self.checkpointed_to => (r.position, r.end()),
@@ -120,8 +129,8 @@ impl Store {
         upto_pos > self.checkpointed_to || tail > self.tail
     }
 
-    /// Begins a checkpoint of everything committed and durable here; `None` if there is nothing
-    /// to do or one is under way.
+    /// Begins a checkpoint of what is committed and durable here, the oldest first, about as much
+    /// as [`Store::set_round_bytes`] says; `None` if there is nothing to do or one is under way.
     ///
     /// # Errors
     /// The store is poisoned.
@@ -142,6 +151,7 @@ impl Store {
             shared: Arc::clone(&self.shared),
             records: self.records.range(from..to.max(from)).cloned().collect(),
             upto,
+            from_pos: self.checkpointed_to,
             upto_pos,
             tail,
             tail_seq,
@@ -169,7 +179,12 @@ impl Store {
     pub fn finish_checkpoint(&mut self, job: CheckpointJob, result: Result<Step>) -> Result<()> {
         self.checkpoint = None;
         match (result, &job.phase) {
-            (Err(e @ StoreError::NoSpace { .. }), _) => return Err(e),
+            (Err(e @ StoreError::NoSpace { .. }), _) => {
+                if self.shared.reserve.release() {
+                    self.shared.recorder.count("downstairs.reserve.used", 1);
+                }
+                return Err(e);
+            }
             (Err(e), _) => return Err(self.poisoned_by(e)),
             (Ok(_), Phase::Done) => {}
             (Ok(_), _) => return Err(StoreError::WrongState("a checkpoint was given up half way")),
@@ -183,6 +198,7 @@ impl Store {
         if self.records.len() < self.records.capacity() / 4 {
             self.records.shrink_to(2 * self.records.len());
         }
+        self.refill_reserve();
         let recorder = &self.shared.recorder;
         recorder.count("downstairs.checkpoint.done", 1);
         recorder.count("downstairs.checkpoint.bytes", job.moved);
@@ -191,18 +207,28 @@ impl Store {
         Ok(())
     }
 
-    /// Runs a checkpoint in one go, for callers that have nothing else to do meanwhile. Returns
-    /// whether there was anything to do.
+    /// Once there is plenty of space again, some of it is set aside.
+    fn refill_reserve(&self) {
+        let missing = self.shared.reserve.missing();
+        let plenty = |free: u64| free >= missing.saturating_mul(2);
+        if missing > 0 && self.shared.disk.space().is_ok_and(|s| plenty(s.free)) {
+            self.shared.reserve.fill();
+        }
+    }
+
+    /// Moves all that can be moved in one go, for callers that have nothing else to do meanwhile.
+    /// Returns whether there was anything to do.
     ///
     /// # Errors
     /// As [`Store::finish_checkpoint`].
     pub fn checkpoint_now(&mut self) -> Result<bool> {
-        let Some(mut job) = self.begin_checkpoint()? else {
-            return Ok(false);
-        };
-        let result = job.run();
-        self.finish_checkpoint(job, result)?;
-        Ok(true)
+        let mut any = false;
+        while let Some(mut job) = self.begin_checkpoint()? {
+            let result = job.run();
+            self.finish_checkpoint(job, result)?;
+            any = true;
+        }
+        Ok(any)
     }
 }
 
@@ -220,6 +246,11 @@ impl CheckpointJob {
     /// Last operation that it moves.
     pub fn upto(&self) -> Position {
         self.upto
+    }
+
+    /// Bytes of log that it moves.
+    pub fn log_bytes(&self) -> u64 {
+        self.upto_pos - self.from_pos
     }
 
     /// Steps until done.

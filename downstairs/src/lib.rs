@@ -13,16 +13,21 @@ pub mod log;
 pub mod member;
 pub mod offline;
 pub mod overlay;
+pub mod pledge;
 pub mod pool;
 pub mod region;
 pub mod replica;
 pub mod server;
 pub mod slots;
 pub mod store;
+pub mod witness;
 
 pub use error::{Result, StoreError};
 pub use region::Region;
 pub use store::Store;
+pub use witness::Witness;
 
+#[cfg(any(test, feature = "sim"))]
+pub mod model;
 #[cfg(test)]
 mod tests;

@@ -9,16 +9,21 @@
 //! - While the promise runs nobody else's claim is accepted, and for one full lease after each
 //!   start either, unless the holder handed it back durably (2). The holder counts from when it
 //!   sent its request, the member from receipt plus [`drift_margin`].
-//! - Records only go up in version (6). A record without this member removes it for ever.
+//! - Records only go up in version (6). A record without this member removes it for ever, once it
+//!   was listed: one that was made ready to be added is not listed until it has been.
 //!
 //! A crash leaves the last stored state; the running promise is forgotten, which is why a start
 //! counts as a fresh promise.
 
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::Duration;
 use trivet_protocol::breaks::{self, Break};
+use trivet_protocol::limits::MAX_GENERATION;
 use trivet_protocol::message::Refusal;
-use trivet_protocol::{Generation, MemberId, Millis, Now, Record, RecordVersion, VolumeId};
+use trivet_protocol::{Generation, MemberId, Millis, Now, Record, RecordVersion, Seq, VolumeId};
+
+use crate::pledge::{Pledge, Promise};
 
 /// What a member keeps durably. Stored as JSON inside a checksummed slot, so that a person can
 /// read it with `trivet region dump`.
@@ -40,7 +45,8 @@ pub struct MemberState {
 }
 
 impl MemberState {
-    /// State of a new member, from the record that lists it.
+    /// State of a new member: of a new volume, from the record that lists it; of one that exists,
+    /// from a copy of the present record, which does not list it yet.
     pub fn new(member: MemberId, record: Record) -> MemberState {
         MemberState {
             member,
@@ -73,8 +79,8 @@ pub enum Store {
 #[derive(Debug)]
 pub struct Member {
     state: MemberState,
-    /// Until when nobody but the promised generation may claim.
-    promised_until: Now,
+    /// The running promise, which renewals extend without asking this.
+    pledge: Arc<Pledge>,
     /// When the promise was made, or this process started.
     since: Now,
 }
@@ -90,11 +96,17 @@ impl Member {
         } else {
             Now::default()
         };
+        let pledge = Arc::new(Pledge::new(&state, promised_until));
         Member {
             state,
-            promised_until,
+            pledge,
             since: now,
         }
+    }
+
+    /// The running promise: what answers renewals.
+    pub fn pledge(&self) -> &Arc<Pledge> {
+        &self.pledge
     }
 
     /// What must be durable.
@@ -109,11 +121,7 @@ impl Member {
 
     /// How long the promise still runs.
     pub fn lease_left(&self, now: Now) -> Millis {
-        if self.state.handed_back {
-            Millis(0)
-        } else {
-            now.until(self.promised_until)
-        }
+        self.pledge.lock().left(now)
     }
 
     /// How long ago the running promise was made.
@@ -121,7 +129,7 @@ impl Member {
         if self.lease_left(now) == Millis(0) {
             return Millis(0);
         }
-        Millis(u64::try_from(now.since(self.since).as_millis()).unwrap_or(u64::MAX))
+        self.promised_for(now)
     }
 
     fn fenced(&self) -> Refusal {
@@ -157,9 +165,15 @@ impl Member {
     /// Why not.
     pub fn claim(&mut self, now: Now, g: Generation, node: &str) -> Result<Store, Refusal> {
         self.not_removed()?;
+        if g.number > MAX_GENERATION {
+            let why = format!("generation {} is out of range", g.number);
+            return Err(Refusal::BadRequest(why));
+        }
+        let pledge = self.pledge.clone();
+        let mut running = pledge.lock();
         let promise = self.state.promise;
         if g == promise && g != Generation::NONE && !self.state.handed_back {
-            self.extend(now);
+            running.extend(now);
             return Ok(Store::Unchanged);
         }
         let higher = g.number > promise.number
@@ -168,41 +182,43 @@ impl Member {
         if !higher {
             return Err(self.fenced());
         }
-        let left = self.lease_left(now);
+        let left = running.left(now);
         if left > Millis(0) {
-            let (holder, held_for) = (self.state.holder.clone(), self.held_for(now));
-            return Err(Refusal::Leased {
-                holder,
-                held_for,
-                left,
-            });
+            return Err(self.leased(now, left));
         }
         self.state.promise = g;
         self.state.holder = node.to_owned();
         self.state.handed_back = false;
         self.since = now;
-        self.promised_until = Now::default();
-        self.extend(now);
+        running.until = Now::default();
+        self.publish(&mut running, now);
         Ok(Store::First)
     }
 
-    fn extend(&mut self, now: Now) {
-        let lease = self.state.record.lease;
-        let until = now + lease.duration() + drift_margin(lease);
-        self.promised_until = self.promised_until.max(until);
+    fn leased(&self, now: Now, left: Millis) -> Refusal {
+        Refusal::Leased {
+            holder: self.state.holder.clone(),
+            held_for: self.promised_for(now),
+            left,
+        }
     }
 
-    /// Renews the promise, also after it ran out, if nobody else has claimed.
+    fn promised_for(&self, now: Now) -> Millis {
+        Millis(u64::try_from(now.since(self.since).as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// What the state says holds for renewals from now on, and runs for a full lease at least.
+    fn publish(&self, running: &mut Promise, now: Now) {
+        running.follow(&self.state);
+        running.extend(now);
+    }
+
+    /// Renews the promise: [`Pledge::renew`].
     ///
     /// # Errors
-    /// [`Refusal::Fenced`], also after a hand-back.
-    pub fn renew(&mut self, now: Now, g: Generation) -> Result<(), Refusal> {
-        self.check(g)?;
-        if self.state.handed_back {
-            return Err(self.fenced());
-        }
-        self.extend(now);
-        Ok(())
+    /// As there.
+    pub fn renew(&self, now: Now, g: Generation, positions: (Seq, Seq)) -> Result<(), Refusal> {
+        self.pledge.renew(now, g, positions)
     }
 
     /// Takes a newer record from the promised generation. One that is here already is confirmed.
@@ -234,10 +250,11 @@ impl Member {
                 self.state.record.version
             )));
         }
-        self.state.removed = record.member(self.state.member).is_none();
+        let lists_us = |r: &Record| r.member(self.state.member).is_some();
+        self.state.removed = lists_us(&self.state.record) && !lists_us(&record);
         self.state.record = record;
         // The lease may have become longer with the record: never promise less than was counted.
-        self.extend(now);
+        self.publish(&mut self.pledge.lock(), now);
         Ok((version, Store::First))
     }
 
@@ -245,6 +262,7 @@ impl Member {
     /// runs on: that only makes others wait.
     pub fn take_back(&mut self, before: MemberState) {
         self.state = before;
+        self.pledge.lock().follow(&self.state);
     }
 
     /// Ends the promise at once.
@@ -254,7 +272,9 @@ impl Member {
     pub fn hand_back(&mut self, g: Generation) -> Result<Store, Refusal> {
         self.check(g)?;
         self.state.handed_back = true;
-        self.promised_until = Now::default();
+        let mut running = self.pledge.lock();
+        running.follow(&self.state);
+        running.until = Now::default();
         Ok(Store::First)
     }
 }
@@ -265,6 +285,7 @@ mod tests {
     use trivet_protocol::{MemberInfo, MemberKind, Position};
 
     const MS: u64 = 1_000_000;
+    const NOWHERE: (Seq, Seq) = (Seq::ZERO, Seq::ZERO);
 
     fn g(number: u64, claim: u128) -> Generation {
         Generation { number, claim }
@@ -329,7 +350,7 @@ mod tests {
     fn a_running_promise_refuses_and_says_who_and_how_long() {
         let mut m = fresh(Now(0));
         let _ = m.claim(Now(0), g(1, 1), "a").unwrap();
-        m.renew(Now(500 * MS), g(1, 1)).unwrap();
+        m.renew(Now(500 * MS), g(1, 1), NOWHERE).unwrap();
         let err = m.claim(Now(1000 * MS), g(2, 2), "b").unwrap_err();
         let margin = drift_margin(Millis(2000));
         let left = Millis(1500 + margin.as_millis() as u64);
@@ -343,7 +364,10 @@ mod tests {
         );
         let over = Now(2500 * MS) + margin;
         assert!(m.claim(over, g(2, 2), "b").is_ok());
-        assert!(m.renew(over, g(1, 1)).is_err(), "the old one is fenced");
+        assert!(
+            m.renew(over, g(1, 1), NOWHERE).is_err(),
+            "the old one is fenced"
+        );
     }
 
     #[test]
@@ -359,7 +383,7 @@ mod tests {
         let mut again = Member::start(m.state().clone(), Now(0));
         assert!(again.claim(Now(1), g(2, 2), "b").is_ok());
         assert!(
-            m.renew(Now(1), g(1, 1)).is_err(),
+            m.renew(Now(1), g(1, 1), NOWHERE).is_err(),
             "what was handed back is not renewed"
         );
     }
@@ -391,5 +415,39 @@ mod tests {
             again.claim(far, g(9, 9), "b"),
             Err(Refusal::Removed(_))
         ));
+    }
+
+    #[test]
+    fn one_that_was_made_ready_is_not_removed_by_records_from_before_it_was_added() {
+        let new = MemberId::from_bytes([5; 16]);
+        let mut m = Member::start(MemberState::new(new, record()), Now(0));
+        let _ = m.claim(Now(0), g(1, 1), "a").unwrap();
+        let mut r = record();
+        let version = |number| RecordVersion {
+            generation: 1,
+            number,
+        };
+        r.version = version(0);
+        assert!(m.put_record(Now(0), g(1, 1), r.clone()).is_ok());
+        assert!(m.check(g(1, 1)).is_ok(), "not listed yet is not removed");
+        let mut info = r.members[0].clone();
+        info.id = new;
+        r.members.push(info);
+        r.version = version(1);
+        assert!(m.put_record(Now(0), g(1, 1), r.clone()).is_ok());
+        r.members.pop();
+        r.version = version(2);
+        assert!(m.put_record(Now(0), g(1, 1), r).is_ok());
+        assert!(matches!(m.check(g(1, 1)), Err(Refusal::Removed(_))));
+    }
+
+    #[test]
+    fn a_number_from_which_none_could_follow_is_refused() {
+        let mut m = fresh(Now(0));
+        for number in [u64::MAX, u64::MAX - 1, MAX_GENERATION + 1] {
+            let refused = m.claim(Now(0), g(number, 1), "a");
+            assert!(matches!(refused, Err(Refusal::BadRequest(_))), "{number}");
+        }
+        assert!(m.claim(Now(0), g(7, 1), "a").is_ok());
     }
 }

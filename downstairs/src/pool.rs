@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! POOL/pool.toml                      who the pool is
-//! POOL/VOLUME-ID/MEMBER-ID/           one region
+//! POOL/VOLUME-ID/MEMBER-ID/           one region, or one witness
 //! ```
 //!
 //! The id file is what tells a mounted disk from an empty mount point: a pool without it is
@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::disk::{Disk, RealDisk, Space};
 use crate::error::{Result, StoreError};
 use crate::region::Region;
+use crate::witness;
 
 /// Name of the id file.
 pub const FILE: &str = "pool.toml";
@@ -32,6 +33,10 @@ pub const FORMAT: u32 = 1;
 struct Identity {
     format: u32,
     id: Uuid,
+    /// Its file system copies on write, which is not seen from its kind (a disk image on btrfs):
+    /// set by hand. Then overwrites need space, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    copies_on_write: bool,
 }
 
 /// See the module's head.
@@ -39,6 +44,7 @@ struct Identity {
 pub struct Pool {
     dir: PathBuf,
     id: Uuid,
+    copies_on_write: bool,
 }
 
 /// A region as found in a pool, without opening it.
@@ -48,6 +54,15 @@ pub struct Found {
     pub dir: PathBuf,
     /// Who it is, or why that cannot be told.
     pub region: Result<Region>,
+}
+
+/// A witness as found in a pool, without opening it.
+#[derive(Debug)]
+pub struct FoundWitness {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Who it is, or why that cannot be told.
+    pub witness: Result<witness::Identity>,
 }
 
 impl Pool {
@@ -76,6 +91,7 @@ impl Pool {
         let identity = Identity {
             format: FORMAT,
             id: Uuid::new_v4(),
+            copies_on_write: false,
         };
         let text = toml::to_string(&identity).map_err(|e| StoreError::Foreign {
             what: what.clone(),
@@ -92,6 +108,7 @@ impl Pool {
         Ok(Pool {
             dir: dir.to_path_buf(),
             id: identity.id,
+            copies_on_write: identity.copies_on_write,
         })
     }
 
@@ -125,6 +142,7 @@ impl Pool {
         Ok(Pool {
             dir: dir.to_path_buf(),
             id: identity.id,
+            copies_on_write: identity.copies_on_write,
         })
     }
 
@@ -138,12 +156,12 @@ impl Pool {
         &self.dir
     }
 
-    /// Directory of a region.
+    /// Directory of a region or witness.
     pub fn region_dir(&self, volume: VolumeId, member: MemberId) -> PathBuf {
         self.dir.join(volume.to_string()).join(member.to_string())
     }
 
-    /// The directory of a region that exists, locked.
+    /// The directory of a region or witness that exists, locked.
     ///
     /// # Errors
     /// There is none, or another process uses it.
@@ -153,11 +171,18 @@ impl Pool {
         member: MemberId,
         recorder: Arc<dyn Recorder>,
     ) -> Result<Arc<dyn Disk>> {
-        let dir = self.region_dir(volume, member);
-        Ok(Arc::new(RealDisk::locked(&dir, recorder)?))
+        self.disk(&self.region_dir(volume, member), recorder)
     }
 
-    /// Makes the directory for a new region, locked, its name durable.
+    fn disk(&self, dir: &Path, recorder: Arc<dyn Recorder>) -> Result<Arc<dyn Disk>> {
+        let mut disk = RealDisk::locked(dir, recorder)?;
+        if self.copies_on_write {
+            disk.set_copies_on_write();
+        }
+        Ok(Arc::new(disk))
+    }
+
+    /// Makes the directory for a new region or witness, locked, its name durable.
     ///
     /// # Errors
     /// The disk fails, or another process uses it.
@@ -174,7 +199,7 @@ impl Pool {
             let synced = std::fs::File::open(parent).and_then(|d| d.sync_all());
             synced.map_err(io)?;
         }
-        Ok(Arc::new(RealDisk::locked(&dir, recorder)?))
+        self.disk(&dir, recorder)
     }
 
     /// All regions in the pool, sorted by directory.
@@ -185,9 +210,29 @@ impl Pool {
         let mut found = Vec::new();
         for volume in ids_in(&self.dir)? {
             for dir in ids_in(&volume)? {
+                if dir.join(witness::FILE).exists() {
+                    continue;
+                }
                 let disk = RealDisk::read_only(&dir);
                 let region = Region::load(&disk);
                 found.push(Found { dir, region });
+            }
+        }
+        Ok(found)
+    }
+
+    /// All witnesses in the pool, sorted by directory.
+    ///
+    /// # Errors
+    /// The pool cannot be listed.
+    pub fn witnesses(&self) -> Result<Vec<FoundWitness>> {
+        let mut found = Vec::new();
+        for volume in ids_in(&self.dir)? {
+            for dir in ids_in(&volume)? {
+                if dir.join(witness::FILE).exists() {
+                    let witness = witness::Identity::load(&RealDisk::read_only(&dir));
+                    found.push(FoundWitness { dir, witness });
+                }
             }
         }
         Ok(found)

@@ -7,6 +7,9 @@
 //! Who connects has proved who it is before its first frame is read; [`crate::door`] sees to that.
 //! A connection that begins with a call is handed to the node's own handler and stays with it.
 //!
+//! Renewals of the lease come on connections of their own (`attend`), so that nothing of this can
+//! keep them waiting.
+//!
 //! Bounds: connections, and time until the first frame ([`crate::door`]), time for a peer to take
 //! an answer ([`TAKE`]), one frame per connection beyond the socket's buffer.
 
@@ -26,12 +29,28 @@ use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Recorder, Seq,
 use trivet_transport::call::{self, CallHandler};
 use trivet_transport::{Reader, Security, TransportError, Writer};
 
-use crate::checkpoint::CheckpointJob;
+mod attend;
+mod health;
+
+use crate::checkpoint::{CheckpointJob, Step};
 use crate::door::{Door, Greeted};
+use crate::pledge::Pledge;
 use crate::replica::{ConnId, Out, Replica, Settling};
+use crate::store::Reopen;
+use health::{Cure, Health};
 
 /// A peer must take an answer within this time.
 const TAKE: Duration = Duration::from_secs(10);
+/// How long a checkpoint should take: a writer that finds the log full waits for its end.
+const ROUND: Duration = Duration::from_millis(300);
+/// How often the region's thread looks for work that nobody told it of.
+const LOOK: Duration = Duration::from_millis(200);
+/// Between two tries while the pool is full.
+const FULL: Duration = Duration::from_millis(100);
+/// From so many bytes on a checkpoint tells how fast the disk is.
+const MEASURED: u64 = 1 << 20;
+/// How often whoever waits for a checkpoint hears that it comes forward.
+const TELL_WORK: Duration = Duration::from_millis(100);
 /// Frames applied under one lock, at most.
 const BATCH: usize = 64;
 
@@ -46,6 +65,8 @@ pub struct Served {
     volume: VolumeId,
     member: MemberId,
     replica: Mutex<Replica>,
+    /// The replica's promise, to be found without the replica's lock.
+    pledge: RwLock<Arc<Pledge>>,
     writers: RwLock<HashMap<ConnId, Arc<Conn>>>,
     /// The checkpoint thread waits here.
     work: Condvar,
@@ -70,6 +91,7 @@ impl Served {
         Arc::new(Served {
             volume: replica.volume(),
             member: replica.id(),
+            pledge: RwLock::new(replica.member().pledge().clone()),
             replica: Mutex::new(replica),
             writers: RwLock::default(),
             work: Condvar::new(),
@@ -177,33 +199,113 @@ impl Served {
         }
     }
 
+    /// The region's own thread: checkpoints, and opening it anew when its disk had failed.
     fn run_checkpoints(&self) {
+        let mut health = Health::new(Instant::now());
+        // While the pool is full: not before then.
+        let mut next = Instant::now();
         while !self.stop.load(Ordering::Acquire) {
+            self.heal(&mut health);
             let job = {
                 let mut replica = lock(&self.replica);
-                match replica.begin_checkpoint() {
-                    Some(job) => Some(job),
-                    None => {
-                        let wait = self.work.wait_timeout(replica, Duration::from_millis(200));
-                        replica = wait.unwrap_or_else(PoisonError::into_inner).0;
-                        replica.begin_checkpoint()
-                    }
+                let wait = next.saturating_duration_since(Instant::now());
+                let job = wait.is_zero().then(|| replica.begin_checkpoint()).flatten();
+                if job.is_none() {
+                    let wait = wait.max(Duration::from_millis(10)).min(LOOK);
+                    drop(self.work.wait_timeout(replica, wait));
                 }
+                job
             };
-            if let Some(job) = job {
-                self.run_checkpoint(job);
+            if let Some(job) = job
+                && !self.run_checkpoint(job)
+            {
+                next = Instant::now() + FULL;
             }
         }
     }
 
-    fn run_checkpoint(&self, mut job: CheckpointJob) {
-        let began = Instant::now();
-        let result = job.run();
-        self.recorder.time("downstairs.checkpoint", nanos(began));
+    /// Opens a region anew whose disk failed, in its time.
+    fn heal(&self, health: &mut Health) {
+        if !lock(&self.replica).disk_is_bad() {
+            return;
+        }
+        let mut cure = health.failed(Instant::now());
+        if cure == Cure::Reopen {
+            let Some(job) = lock(&self.replica).begin_reopen() else {
+                // Something of the old opening still hangs in the disk.
+                return;
+            };
+            match self.reopen(&job) {
+                Ok(()) => return health.is_back(Instant::now()),
+                Err(e) => {
+                    tracing::error!(volume = %self.volume, error = %e, "region not opened");
+                    cure = health.still_failed(Instant::now());
+                }
+            }
+        }
+        if cure == Cure::GiveUp {
+            self.recorder.count("downstairs.region.given_up", 1);
+            tracing::error!(
+                volume = %self.volume,
+                "the disk failed {} times: its replica stays out until this process is started \
+                 anew; replace the disk", health::MOST
+            );
+        }
+    }
+
+    fn reopen(&self, job: &Reopen) -> crate::Result<()> {
+        let (store, report) = job.run()?;
         let mut out = Vec::new();
-        lock(&self.replica).checkpoint_done(boot_time(), job, result, &mut out);
+        {
+            let mut replica = lock(&self.replica);
+            replica.reopened(boot_time(), store, &mut out)?;
+            let mut pledge = self.pledge.write().unwrap_or_else(PoisonError::into_inner);
+            *pledge = replica.member().pledge().clone();
+        }
+        self.perform(out);
+        self.recorder.count("downstairs.region.reopened", 1);
+        tracing::warn!(
+            volume = %self.volume,
+            opens = report.opens,
+            records = report.records,
+            rewritten = report.rewritten,
+            tail = ?report.tail,
+            "region opened anew after its disk had failed"
+        );
+        Ok(())
+    }
+
+    /// False if the pool is full.
+    fn run_checkpoint(&self, mut job: CheckpointJob) -> bool {
+        let began = Instant::now();
+        let mut told = began;
+        let result = loop {
+            match job.step() {
+                Ok(Step::More) => {}
+                other => break other,
+            }
+            if told.elapsed() >= TELL_WORK {
+                told = Instant::now();
+                let mut out = Vec::new();
+                lock(&self.replica).still_working(&mut out);
+                self.perform(out);
+            }
+        };
+        self.recorder.time("downstairs.checkpoint", nanos(began));
+        let (bytes, took) = (job.log_bytes(), began.elapsed());
+        let mut out = Vec::new();
+        let full = {
+            let mut replica = lock(&self.replica);
+            // A short one that went quickly says little.
+            if bytes >= MEASURED || took > ROUND {
+                replica.set_round_bytes(next_round(bytes, took));
+            }
+            replica.checkpoint_done(boot_time(), job, result, &mut out);
+            replica.pool_is_full()
+        };
         self.perform(out);
         self.run_syncs();
+        !full
     }
 
     /// Moves everything committed from the log to the extent files, on the caller's thread.
@@ -211,7 +313,12 @@ impl Served {
         while !self.stop.load(Ordering::Acquire) {
             let next = lock(&self.replica).begin_settling();
             match next {
-                Settling::Job(job) => self.run_checkpoint(*job),
+                Settling::Job(job) => {
+                    // What a full pool does not take stays in the log.
+                    if !self.run_checkpoint(*job) {
+                        return;
+                    }
+                }
                 Settling::Busy => thread::park_timeout(Duration::from_millis(5)),
                 Settling::Settled => return,
             }
@@ -274,26 +381,67 @@ impl Served {
             .remove(&id);
     }
 
+    /// Serves a connection for renewals.
+    fn attend(&self, conn: &Conn, first: &Frame, mut reader: Frames) -> Result<(), String> {
+        let pledge = self
+            .pledge
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        // Positions came with it that a checkpoint may have waited for.
+        let asked = || self.work.notify_one();
+        let send = |frame: &Frame| conn.send(frame);
+        attend::attend(&pledge, first.header.seq, &mut reader, asked, send)
+    }
+
     fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.work.notify_all();
     }
 }
 
+/// Bytes of log for the next checkpoint, so that it takes about [`ROUND`] when it is as fast as
+/// this one; not more than twice as many, for the disk may have been caching.
+fn next_round(bytes: u64, took: Duration) -> u64 {
+    let rate = bytes as f64 / took.as_secs_f64().max(0.001);
+    ((rate * ROUND.as_secs_f64()) as u64).min(2 * bytes)
+}
+
 fn nanos(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Whom a connection is for: the member that is expected, else the one that counts today.
+pub fn chosen(served: &[Arc<Served>], expected: Option<MemberId>) -> Option<Arc<Served>> {
+    let standing = |s: &&Arc<Served>| {
+        s.with(|r| {
+            let state = r.member().state();
+            let listed = state.record.member(state.member).is_some();
+            (!state.removed, listed, state.record.version)
+        })
+    };
+    let named = served.iter().find(|s| Some(s.member()) == expected);
+    named
+        .or_else(|| served.iter().max_by_key(standing))
+        .cloned()
 }
 
 type Frames = FrameReader<Reader>;
 
 impl Conn {
-    fn flush(&self) {
+    fn send(&self, frame: &Frame) -> bool {
+        lock(&self.out).push(frame, None);
+        self.flush()
+    }
+
+    fn flush(&self) -> bool {
         let mut out = lock(&self.out);
         let sent = out.write_with(|parts| self.writer.write(parts));
         if sent.is_err() {
             // It does not take its answers: the reader thread sees the end and cleans up.
             self.close();
         }
+        sent.is_ok()
     }
 
     fn close(&self) {
@@ -328,6 +476,13 @@ impl Listen {
     }
 }
 
+/// What a connection is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wants {
+    Stream,
+    Renewals,
+}
+
 /// The listening side. Dropping it ends everything, in order.
 pub struct Server {
     inner: Arc<Inner>,
@@ -336,7 +491,8 @@ pub struct Server {
 }
 
 struct Inner {
-    members: RwLock<HashMap<VolumeId, Arc<Served>>>,
+    /// More than one of a volume where one takes the place of another.
+    members: RwLock<HashMap<VolumeId, Vec<Arc<Served>>>>,
     calls: Option<Arc<dyn CallHandler>>,
     stop: AtomicBool,
 }
@@ -386,7 +542,7 @@ impl Server {
             .members
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        members.insert(served.volume(), served);
+        members.entry(served.volume()).or_default().push(served);
         Ok(())
     }
 }
@@ -400,7 +556,7 @@ impl Drop for Server {
             .members
             .read()
             .unwrap_or_else(PoisonError::into_inner);
-        members.values().for_each(|m| m.stop());
+        members.values().flatten().for_each(|m| m.stop());
         drop(members);
         for t in std::mem::take(&mut *lock(&self.threads)) {
             // A panic was reported where it happened.
@@ -439,10 +595,10 @@ impl Inner {
             out: Mutex::new(out),
         });
         match self.wanted(&conn, &first) {
-            Ok(served) => {
-                if !self.stop.load(Ordering::Acquire) {
-                    served.serve(id, &conn, first, reader);
-                }
+            _ if self.stop.load(Ordering::Acquire) => Ok(()),
+            Ok((served, Wants::Renewals)) => served.attend(&conn, &first, reader),
+            Ok((served, Wants::Stream)) => {
+                served.serve(id, &conn, first, reader);
                 Ok(())
             }
             Err(refusal) => {
@@ -452,17 +608,22 @@ impl Inner {
                     meta: message::encode(&Reply::Refused(refusal)),
                     data: Vec::new(),
                 };
-                lock(&conn.out).push(&frame, None);
-                conn.flush();
+                conn.send(&frame);
                 Err(why)
             }
         }
     }
 
-    /// The member that a hello asks for.
-    fn wanted(&self, conn: &Conn, hello: &Frame) -> Result<Arc<Served>, Refusal> {
-        let volume = match message::decode::<Request>(&hello.meta) {
-            Ok(Request::Hello { volume, .. }) if hello.header.kind == Kind::Request => volume,
+    /// The member that a first frame asks for, and what for.
+    fn wanted(&self, conn: &Conn, first: &Frame) -> Result<(Arc<Served>, Wants), Refusal> {
+        let request = message::decode::<Request>(&first.meta);
+        let (volume, wants, who) = match request {
+            Ok(Request::Hello { volume, member, .. }) if first.header.kind == Kind::Request => {
+                (volume, Wants::Stream, member)
+            }
+            Ok(Request::Attend { volume, member }) if first.header.kind == Kind::Request => {
+                (volume, Wants::Renewals, member)
+            }
             _ => return Err(Refusal::BadRequest("it did not say hello".into())),
         };
         let peer = conn.writer.peer();
@@ -472,9 +633,15 @@ impl Inner {
             return Err(Refusal::BadRequest(why));
         }
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-        members.get(&volume).cloned().ok_or_else(|| {
+        let served = members.get(&volume).cloned().unwrap_or_default();
+        drop(members);
+        let served = chosen(&served, who);
+        // Renewals are for one member; whoever else lives here is of no use for them.
+        let exact = |s: &Arc<Served>| wants == Wants::Stream || who.is_none_or(|m| m == s.member());
+        let served = served.filter(exact).ok_or_else(|| {
             let why = format!("volume {volume} is not on this node; look at its configuration");
             Refusal::NotHere(why)
-        })
+        })?;
+        Ok((served, wants))
     }
 }

@@ -160,6 +160,11 @@ impl SlotFile {
         self.put(self.counter + 1, body)
     }
 
+    /// Why every later write is refused, if it is.
+    pub fn failed(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
     /// A file system may first find at a sync that it is full; then, too, nothing is known.
     fn sync(&self) -> std::io::Result<()> {
         self.file.sync_data().map_err(std::io::Error::other)

@@ -57,8 +57,12 @@ fn open(disk: &SimDisk) -> Replica {
 }
 
 fn replica(disk: &SimDisk) -> Replica {
+    replica_with_log(disk, 256 * 1024)
+}
+
+fn replica_with_log(disk: &SimDisk, log_bytes: u64) -> Replica {
     let mut r = Region::new(volume(), id(), 1000);
-    (r.extent_blocks, r.log_bytes) = (64, 256 * 1024);
+    (r.extent_blocks, r.log_bytes) = (64, log_bytes);
     let dir: Arc<dyn Disk> = Arc::new(disk.dir());
     Store::create(&dir, &r).unwrap();
     let (mut store, _) = Store::open(dir, None, Arc::new(NullRecorder)).unwrap();
@@ -276,4 +280,47 @@ fn a_read_behind_a_refused_append_is_answered_with_what_was_before() {
             }
         }
     }
+}
+
+/// Whoever asked for all of the log at once was given all of it at once, in memory.
+#[test]
+fn a_fetch_gives_a_bounded_part_whatever_it_asks_for() {
+    let disk = SimDisk::new();
+    let mut r = replica_with_log(&disk, 32 << 20);
+    hello(&mut r, 1);
+    assert!(matches!(claim(&mut r, 1, G), Reply::Granted(_)));
+    // Overwrites of the same blocks: they go through the log.
+    for seq in 1..=14 {
+        let data = Bytes::from(vec![seq as u8; 255 * BLOCK_BYTES]);
+        let entry = Entry::new(volume(), Seq(seq), 1, Batch::write(Block(0), data));
+        let mut header = Header::new(Kind::Append, G, seq);
+        header.aux = 1;
+        let frame = Frame {
+            header,
+            meta: entry.encode_meta(),
+            data: entry.data,
+        };
+        let mut out = vec![];
+        r.frame(Now(1), ConnId(1), frame, &mut out);
+        assert!(replies(&out).is_empty());
+    }
+    let from = Seq(2);
+    let max_bytes = u32::MAX;
+    let frame = Frame {
+        header: Header::new(Kind::Request, G, 77),
+        meta: message::encode(&Request::Fetch { from, max_bytes }),
+        data: vec![],
+    };
+    let mut out = vec![];
+    r.frame(Now(1), ConnId(1), frame, &mut out);
+    let given: usize = out
+        .iter()
+        .map(|o| match o {
+            Out::Send(_, f) if f.header.kind == Kind::LogEntry => f.data_len(),
+            _ => 0,
+        })
+        .sum();
+    let bound = trivet_protocol::limits::MAX_FETCH_BYTES as usize;
+    assert!(given > 0 && given <= bound + (1 << 20), "{given} bytes");
+    assert!(matches!(replies(&out).pop(), Some(Reply::Fetched { .. })));
 }

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use common::MemVolume;
 use trivet_fs::lock::*;
 use trivet_fs::*;
-use trivet_replica::volume::Volume;
 
 fn new_fs(blocks: u64) -> (Arc<MemVolume>, Arc<Fs>) {
     let volume = Arc::new(MemVolume::new(blocks));
@@ -343,8 +342,8 @@ fn a_full_pool_beneath_refuses_new_blocks_but_not_overwrites() {
 fn grows_while_mounted() {
     let (volume, fs) = new_fs(2048);
     let before = fs.statfs().unwrap();
-    volume.grow(100_000).unwrap();
-    assert_eq!(fs.grow().unwrap(), 100_000);
+    assert_eq!(fs.grow(100_000 * 4096 - 1).unwrap(), 100_000 * 4096);
+    assert_eq!(fs.grow(4096).unwrap(), 100_000 * 4096, "nothing shrinks");
     let after = fs.statfs().unwrap();
     assert_eq!(after.total_bytes, 100_000 * 4096);
     assert!(after.free_bytes > before.free_bytes + 90_000 * 4096);

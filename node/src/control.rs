@@ -4,10 +4,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use trivet_nfs::NfsServer;
 use trivet_protocol::{Generation, VolumeId};
 use trivet_transport::call::CallHandler;
 use trivet_transport::{Peer, Role as PeerRole};
 
+use crate::clients;
 use crate::error::{NodeError, Result};
 use crate::messages::{Answer, Ask, Demote, MakeMember, Promote, Standing, Want};
 use crate::node::Node;
@@ -43,8 +45,15 @@ impl Control {
         let Some(node) = self.0.upgrade() else {
             return Answer::Refused("the node stops".into());
         };
-        let asks_only = matches!(ask, Ask::Report | Ask::Cluster);
-        if !asks_only {
+        let looks_only = matches!(
+            ask,
+            Ask::Report
+                | Ask::Cluster
+                | Ask::Clients { .. }
+                | Ask::Locks { .. }
+                | Ask::Events { .. }
+        );
+        if !looks_only {
             tracing::info!(from = peer.name, command = ?ask, "command");
         }
         if peer.role == PeerRole::Exporter && matches!(ask, Ask::MakeMember(_)) {
@@ -56,6 +65,25 @@ impl Control {
             Ask::Promote(p) => promote(&node, p),
             Ask::Demote(d) => demote(&node, &d),
             Ask::GiveUp { volume } => give_up(&node, &volume),
+            Ask::Clients { ref volume } => at_holder(&node, volume, &ask, |nfs| {
+                Answer::Clients(clients::clients(nfs))
+            }),
+            Ask::Locks { ref volume } => at_holder(&node, volume, &ask, |nfs| {
+                Answer::Locks(clients::locks(nfs))
+            }),
+            Ask::ClearLocks {
+                ref volume,
+                ref client,
+            } => {
+                let client = client.clone();
+                at_holder(&node, volume, &ask, move |nfs| {
+                    match clients::clear(nfs, &client) {
+                        Ok(n) => Answer::Cleared(n),
+                        Err(e) => Answer::Refused(format!("locks of {client}: {e}")),
+                    }
+                })
+            }
+            Ask::Events { after } => Ok(Answer::Events(node.events().after(after))),
             Ask::HandBack { volume, generation } => hand_back(&node, volume, generation),
             Ask::MakeMember(m) => make_member(&node, &m),
             Ask::Drain {
@@ -131,6 +159,26 @@ fn move_elsewhere(node: &Arc<Node>, volume: &str) -> Result<Answer> {
         accept_data_loss: false,
     };
     promote(node, p)
+}
+
+/// Asks the export of a volume, here or where it is active.
+fn at_holder(
+    node: &Arc<Node>,
+    volume: &str,
+    ask: &Ask,
+    f: impl FnOnce(&NfsServer) -> Answer + Send + 'static,
+) -> Result<Answer> {
+    let role = node.role(volume)?;
+    if role.report().0.standing == Standing::Active {
+        return role.with_export(f);
+    }
+    match node.holder(role.id()) {
+        Some(holder) => node.ask(&holder, ask, MOVE),
+        None => Err(NodeError::Refused {
+            volume: volume.to_owned(),
+            why: "it is active nowhere that this node can see".into(),
+        }),
+    }
 }
 
 fn drain(node: &Arc<Node>, whom: &str, drained: bool) -> Result<Answer> {

@@ -14,10 +14,13 @@
 
 pub mod agent;
 pub mod client;
+mod clients;
 pub mod config;
 pub mod control;
 mod error;
+pub mod events;
 pub mod guard;
+mod known;
 pub mod messages;
 pub mod net;
 pub mod node;

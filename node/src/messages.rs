@@ -4,7 +4,7 @@
 //! Nothing here decides anything about data: promises, records and positions are the members'
 //! business; a report only says how they were a moment ago.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use trivet_protocol::{Generation, MemberId, MemberKind, Record, Seq, VolumeId};
@@ -37,6 +37,28 @@ pub enum Ask {
     },
     /// Keep a member of a new volume.
     MakeMember(MakeMember),
+    /// Who uses the export of a volume.
+    Clients {
+        /// Name of the volume.
+        volume: String,
+    },
+    /// Which locks are held on its files.
+    Locks {
+        /// Name of the volume.
+        volume: String,
+    },
+    /// Drop the locks of a client that is gone for good.
+    ClearLocks {
+        /// Name of the volume.
+        volume: String,
+        /// The client's address, or the name that it calls itself.
+        client: String,
+    },
+    /// What happened lately, as the node knows it.
+    Events {
+        /// After the event of this number.
+        after: u64,
+    },
     /// Take a node out of service, or back in.
     Drain {
         /// Which.
@@ -100,6 +122,14 @@ pub enum Answer {
         /// Their addresses and ports.
         clients: Vec<SocketAddr>,
     },
+    /// To [`Ask::Clients`].
+    Clients(Vec<ClientReport>),
+    /// To [`Ask::Locks`], at most [`MAX_LOCKS`] of them.
+    Locks(Vec<LockReport>),
+    /// To [`Ask::ClearLocks`]: so many were dropped, durably.
+    Cleared(usize),
+    /// To [`Ask::Events`].
+    Events(Vec<Event>),
     /// Done.
     Done,
     /// Not done, and why.
@@ -306,4 +336,82 @@ pub struct Heard {
     pub report: Option<Report>,
     /// Why it cannot be reached, if that is so.
     pub trouble: Option<String>,
+}
+
+/// Locks in one answer, at most.
+pub const MAX_LOCKS: usize = 10_000;
+
+/// A client of an export.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientReport {
+    /// Its address.
+    pub address: IpAddr,
+    /// Connections.
+    pub connections: usize,
+    /// Milliseconds since its last call.
+    pub idle_ms: u64,
+    /// What it said that it mounted.
+    pub mounts: Vec<String>,
+    /// Locks that it holds.
+    pub locks: usize,
+    /// Files that it has locked.
+    pub files: usize,
+}
+
+/// A lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockReport {
+    /// Number of the file.
+    pub ino: u64,
+    /// The client's address; none for programs on the active node.
+    pub address: Option<IpAddr>,
+    /// What the client calls itself.
+    pub client: String,
+    /// Others may hold one, too.
+    pub shared: bool,
+    /// First byte.
+    pub start: u64,
+    /// First byte after; the greatest number: to the end, wherever that is.
+    pub end: u64,
+}
+
+/// Something that people should know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts up on each node.
+    pub number: u64,
+    /// When, in seconds of the wall clock since 1970.
+    pub at: u64,
+    /// The node that tells.
+    pub node: String,
+    /// Name of the volume, if it is about one.
+    pub volume: Option<String>,
+    /// Of what kind; stable, for programs.
+    pub kind: EventKind,
+    /// For people.
+    pub text: String,
+}
+
+/// See [`Event`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A volume is active here.
+    Active,
+    /// It is active here no longer, in order.
+    GivenUp,
+    /// It is active here no longer: another one has it, or the members are gone.
+    Lost,
+    /// An attempt to become active failed.
+    Failed,
+    /// No replica can be lost any more.
+    Degraded,
+    /// One can be lost again.
+    Redundant,
+    /// A node is not heard.
+    NodeGone,
+    /// It is heard again.
+    NodeBack,
+    /// The configuration was read again.
+    Reloaded,
 }

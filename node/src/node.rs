@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use trivet_cluster::{Attach, Host, Reach, attach};
+use trivet_nfs::export::ExportSpec;
 use trivet_protocol::message::DataState;
 use trivet_protocol::{MemberKind, Recorder, VolumeId};
 use trivet_replica::driver::ReplicatedVolume;
@@ -25,9 +26,12 @@ use trivet_transport::{Expect, Security};
 use crate::agent::{Candidate, FRESH};
 use crate::config::{Config, NodeConfig, Role as NodeRole, VolumeConfig};
 use crate::error::{NodeError, Result};
+use crate::events::Events;
 use crate::guard::Guard;
+use crate::known::Known;
 use crate::messages::{
-    Answer, Ask, ClusterReport, Heard, MemberReport, Promote, Report, Standing, VolumeReport, Want,
+    Answer, Ask, ClusterReport, EventKind, Heard, MemberReport, Promote, Report, Standing,
+    VolumeReport, Want,
 };
 use crate::role::Role;
 use crate::state::State;
@@ -36,13 +40,6 @@ use crate::state::State;
 const EVERY: Duration = Duration::from_millis(200);
 /// A node that does not answer within this time is not there.
 const ANSWER: Duration = Duration::from_secs(1);
-
-/// A client's address is remembered for so long.
-const REMEMBER: Duration = Duration::from_secs(3600);
-/// Addresses remembered for each volume, at most.
-const MAX_KNOWN: usize = 256;
-/// A port that clients use, to stand for those that nobody reported.
-const SOME_PORT: u16 = 1023;
 
 /// See the module's head.
 pub struct Node {
@@ -53,48 +50,13 @@ pub struct Node {
     host: OnceLock<Host>,
     roles: RwLock<BTreeMap<String, Arc<Role>>>,
     heard: Mutex<BTreeMap<String, HeardOf>>,
-    clients: Mutex<BTreeMap<VolumeId, Clients>>,
+    clients: Mutex<BTreeMap<VolumeId, Known>>,
     state: Mutex<State>,
     recorder: Arc<dyn Recorder>,
     guard: Arc<Guard>,
+    events: Events,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stop: AtomicBool,
-}
-
-/// Clients of a volume: connected when last heard of, and the addresses of all before. A report
-/// may be older than a connection; a client that was here before is told all the same.
-#[derive(Default)]
-struct Clients {
-    connected: Vec<SocketAddr>,
-    known: BTreeMap<IpAddr, Instant>,
-}
-
-impl Clients {
-    fn learn(&mut self, connected: &[SocketAddr], now: Instant) {
-        self.connected = connected.to_vec();
-        let addresses = connected.iter().map(|c| (c.ip(), now));
-        self.known.extend(addresses);
-        self.known
-            .retain(|_, at| now.duration_since(*at) < REMEMBER);
-        while self.known.len() > MAX_KNOWN {
-            let oldest = self.known.iter().min_by_key(|(_, at)| **at);
-            let Some(ip) = oldest.map(|(ip, _)| *ip) else {
-                break;
-            };
-            self.known.remove(&ip);
-        }
-    }
-
-    /// With one port for each address that had no connection lately.
-    fn all(&self) -> Vec<SocketAddr> {
-        let mut all = self.connected.clone();
-        for ip in self.known.keys() {
-            if !self.connected.iter().any(|c| c.ip() == *ip) {
-                all.push(SocketAddr::new(*ip, SOME_PORT));
-            }
-        }
-        all
-    }
 }
 
 struct HeardOf {
@@ -138,6 +100,7 @@ impl Node {
             state: Mutex::new(state),
             recorder,
             guard: Arc::new(guard),
+            events: Events::start(name).map_err(NodeError::Thread)?,
             threads: Mutex::default(),
             stop: AtomicBool::new(false),
         }))
@@ -152,17 +115,10 @@ impl Node {
         let _ = self.host.set(host);
         let config = self.config();
         for other in config.nodes.iter().filter(|n| n.name != self.name) {
-            let (node, name) = (self.clone(), other.name.clone());
-            let thread = thread::Builder::new()
-                .name(format!("ask-{name}"))
-                .spawn(move || node.listen_to(&name))
-                .map_err(NodeError::Thread)?;
-            lock(&self.threads).push(thread);
+            self.ask_from_now_on(&other.name)?;
         }
         for volume in &config.volumes {
-            let role = Arc::new(Role::start(self, volume)?);
-            let mut roles = self.roles.write().unwrap_or_else(PoisonError::into_inner);
-            roles.insert(volume.name.clone(), role);
+            self.start_role(volume)?;
         }
         Ok(())
     }
@@ -240,6 +196,18 @@ impl Node {
         &self.recorder
     }
 
+    /// Something happened that people should know.
+    pub fn event(&self, kind: EventKind, volume: Option<&str>, text: String) {
+        let config = self.config();
+        self.events
+            .happened(config.notify.as_deref(), kind, volume, text);
+    }
+
+    /// What happened lately.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// What outlives this process.
     pub fn guard(&self) -> &Arc<Guard> {
         &self.guard
@@ -306,12 +274,12 @@ impl Node {
                 .iter()
                 .filter(|n| n.is(NodeRole::Replica) || n.is(NodeRole::Witness))
         };
-        let hosts = keepers().filter_map(|n| {
-            Some(Reach {
+        let hosts = keepers()
+            .filter(|n| !n.addresses.is_empty())
+            .map(|n| Reach {
                 node: n.name.clone(),
-                address: *n.addresses.first()?,
-            })
-        });
+                addresses: n.addresses.clone(),
+            });
         let served = self.host().and_then(|h| h.member_of(volume.id));
         let place = keepers().position(|n| n.name == self.name);
         Ok(attach(Attach {
@@ -326,6 +294,87 @@ impl Node {
             wait_for_lease: p.wait,
             accept_data_loss: p.accept_data_loss,
         })?)
+    }
+
+    /// Puts another configuration in force, as far as that goes while everything runs: peers,
+    /// exports, preferences, new nodes and volumes. This node's own addresses and pools stay as
+    /// they are until the next start.
+    ///
+    /// # Errors
+    /// It does not name this node, or drops a volume that is active here; nothing is changed then.
+    pub fn reload(self: &Arc<Self>, config: Config) -> Result<()> {
+        let before = self.config();
+        if config.node(&self.name).is_none() {
+            let all: Vec<&str> = config.nodes.iter().map(|n| n.name.as_str()).collect();
+            return Err(NodeError::NoSuchNode(self.name.clone(), all.join(", ")));
+        }
+        let gone: Vec<String> = before
+            .volumes
+            .iter()
+            .filter(|v| {
+                config
+                    .volumes
+                    .iter()
+                    .all(|n| n.id != v.id || n.name != v.name)
+            })
+            .map(|v| v.name.clone())
+            .collect();
+        for volume in &gone {
+            if self.role(volume)?.report().0.standing == Standing::Active {
+                return Err(NodeError::Refused {
+                    volume: volume.clone(),
+                    why: "it is active here and not in the new configuration; demote it first"
+                        .into(),
+                });
+            }
+        }
+        if let Security::Tls(tls) = &self.security {
+            tls.peers().replace(config.peers()?);
+        }
+        let config = Arc::new(config);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config.clone();
+        for volume in gone {
+            let mut roles = self.roles.write().unwrap_or_else(PoisonError::into_inner);
+            let role = roles.remove(&volume);
+            drop(roles);
+            if let Some(role) = role {
+                role.stop();
+            }
+        }
+        let known = |n: &NodeConfig| before.node(&n.name).is_some();
+        for node in config.nodes.iter().filter(|n| !known(n)) {
+            self.ask_from_now_on(&node.name)?;
+        }
+        for volume in &config.volumes {
+            match self.role(&volume.name) {
+                Ok(role) => export_anew(&role, volume),
+                Err(_) => self.start_role(volume)?,
+            }
+        }
+        lock(&self.state).keep_config(&config)?;
+        self.event(
+            EventKind::Reloaded,
+            None,
+            "the configuration was read again".into(),
+        );
+        Ok(())
+    }
+
+    fn ask_from_now_on(self: &Arc<Self>, name: &str) -> Result<()> {
+        let (node, name) = (self.clone(), name.to_owned());
+        let thread = thread::Builder::new()
+            .name(format!("ask-{name}"))
+            .spawn(move || node.listen_to(&name))
+            .map_err(NodeError::Thread)?;
+        lock(&self.threads).push(thread);
+        Ok(())
+    }
+
+    fn start_role(self: &Arc<Self>, volume: &VolumeConfig) -> Result<()> {
+        let role = Arc::new(Role::start(self, volume)?);
+        let mut roles = self.roles.write().unwrap_or_else(PoisonError::into_inner);
+        roles.insert(volume.name.clone(), role);
+        Ok(())
     }
 
     // --- what was heard -----------------------------------------------------------------------
@@ -346,7 +395,7 @@ impl Node {
     /// The clients of whoever was active last, and of those before lately.
     pub fn clients_of(&self, volume: VolumeId) -> Vec<SocketAddr> {
         let clients = lock(&self.clients);
-        clients.get(&volume).map_or(Vec::new(), Clients::all)
+        clients.get(&volume).map_or(Vec::new(), Known::all)
     }
 
     /// These are connected to the active node.
@@ -549,7 +598,11 @@ impl Node {
             },
         );
         if before.is_none_or(|b| b.trouble.is_some()) {
-            tracing::info!(node = name, %address, "node heard");
+            self.event(
+                EventKind::NodeBack,
+                None,
+                format!("{name} is heard at {address}"),
+            );
         }
     }
 
@@ -566,33 +619,20 @@ impl Node {
         entry.trouble = Some(why.clone());
         drop(heard);
         if news && !self.stop.load(Ordering::Acquire) {
-            tracing::warn!(node = name, why, "node not heard");
+            self.event(
+                EventKind::NodeGone,
+                None,
+                format!("{name} is not heard: {why}"),
+            );
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_client_that_was_not_reported_lately_is_still_known() {
-        let now = Instant::now();
-        let a: SocketAddr = "10.0.0.1:700".parse().unwrap();
-        let b: SocketAddr = "10.0.0.2:701".parse().unwrap();
-        let mut c = Clients::default();
-        c.learn(&[a, b], now);
-        // A report from just after a takeover, before anybody is connected again.
-        c.learn(&[b], now);
-        let some = SocketAddr::new(a.ip(), SOME_PORT);
-        assert_eq!(c.all(), [b, some]);
-        c.learn(&[], now + REMEMBER);
-        assert!(c.all().is_empty(), "forgotten");
-        let many: Vec<SocketAddr> = (0..1000u32)
-            .map(|n| SocketAddr::new(Ipv4Addr::from(n).into(), 700))
-            .collect();
-        c.learn(&many, now);
-        c.learn(&[], now);
-        assert_eq!(c.all().len(), MAX_KNOWN);
+/// The exports of a volume, as they are now in the configuration.
+fn export_anew(role: &Role, volume: &VolumeConfig) {
+    let specs: Vec<ExportSpec> = volume.exports.iter().map(ExportSpec::from).collect();
+    // Where it is not active, the next promotion reads the configuration.
+    if let Ok(Err(error)) = role.with_export(move |nfs| nfs.reload(&specs)) {
+        tracing::error!(volume = volume.name, %error, "the exports stay as they were");
     }
 }

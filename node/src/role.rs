@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use trivet_nfs::NfsServer;
 use trivet_protocol::VolumeId;
 
 use crate::agent::{Decision, decide};
@@ -19,7 +20,7 @@ use crate::config::{Driver, Role as NodeRole, VolumeConfig};
 use crate::error::{NodeError, Result};
 use crate::guard::Held;
 use crate::messages::{
-    ActiveReport, Answer, Ask, Move, MoveKind, Promote, RoleReport, Standing, Want,
+    ActiveReport, Answer, Ask, EventKind, Move, MoveKind, Promote, RoleReport, Standing, Want,
 };
 use crate::net::ServiceNet;
 use crate::node::Node;
@@ -37,9 +38,13 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 /// A former holder gives up within this time, or is taken for dead.
 const GIVE_UP: Duration = Duration::from_secs(5);
 
+/// Looks at what runs, if it does.
+type Look = Box<dyn FnOnce(Option<&Stack>) + Send>;
+
 enum Job {
     Promote(Promote, SyncSender<Result<Move>>),
     GiveUp(SyncSender<Result<Vec<SocketAddr>>>),
+    Look(Look),
     Quit,
 }
 
@@ -89,6 +94,7 @@ impl Role {
             eligible: None,
             not_before: Instant::now(),
             said: None,
+            degraded: None,
         };
         let thread = thread::Builder::new()
             .name(format!("role-{}", config.name))
@@ -136,6 +142,27 @@ impl Role {
         self.ask(GIVE_UP * 4, Job::GiveUp)
     }
 
+    /// Does something with the running export; quickly, for everything else waits for it.
+    ///
+    /// # Errors
+    /// The volume is not active here, or has no export.
+    pub fn with_export<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&NfsServer) -> T + Send + 'static,
+    ) -> Result<T> {
+        let volume = self.id.to_string();
+        self.ask(GIVE_UP, move |reply: SyncSender<Result<T>>| {
+            Job::Look(Box::new(move |stack| {
+                let done = stack.and_then(Stack::nfs).map(f);
+                // Nobody waits any more: nothing to tell.
+                let _ = reply.send(done.ok_or_else(|| NodeError::Refused {
+                    volume,
+                    why: "it is not exported from this node now".into(),
+                }));
+            }))
+        })
+    }
+
     fn ask<T>(
         &self,
         patience: Duration,
@@ -178,6 +205,8 @@ struct Worker {
     not_before: Instant,
     /// What it said last about not taking over: each thing once.
     said: Option<String>,
+    /// Whether redundancy was missing when it looked last.
+    degraded: Option<bool>,
 }
 
 impl Worker {
@@ -192,6 +221,7 @@ impl Worker {
                 Ok(Job::GiveUp(reply)) => {
                     let _ = reply.send(self.give_up());
                 }
+                Ok(Job::Look(look)) => look(self.stack.as_ref()),
                 Ok(Job::Quit) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -244,6 +274,7 @@ impl Worker {
                     if let Some(node) = self.node.upgrade() {
                         node.learn_clients(self.id, &clients);
                     }
+                    self.watch_redundancy(&active);
                     self.view(|v| {
                         v.clients = clients;
                         v.active = Some(active);
@@ -312,10 +343,8 @@ impl Worker {
             timeout_ms: ATTEMPT.as_millis() as u64,
             accept_data_loss: false,
         };
-        match self.promote(&p, Some(MoveKind::Takeover)) {
-            Ok(_) => {}
-            Err(error) => tracing::warn!(volume = self.name, %error, "taking over"),
-        }
+        // A failure was told as an event.
+        let _ = self.promote(&p, Some(MoveKind::Takeover));
         self.eligible = None;
     }
 
@@ -336,7 +365,13 @@ impl Worker {
         let done = self.try_promote(&node, &config, p, why);
         match done {
             Ok((stack, done)) => {
-                tracing::info!(volume = self.name, timeline = ?done.timeline, "active");
+                let last = done.timeline.last().map_or(0.0, |(_, ms)| *ms);
+                let text = format!(
+                    "active on {}, generation {}, after {last} ms ({:?})",
+                    done.node, done.generation, done.why
+                );
+                self.event(EventKind::Active, text);
+                self.degraded = None;
                 self.stack = Some(stack);
                 self.view(|v| {
                     v.trouble = None;
@@ -352,6 +387,7 @@ impl Worker {
                 self.not_before = Instant::now() + PAUSE;
                 self.view(|v| v.trouble = Some(e.to_string()));
                 self.stand(Standing::Standby);
+                self.event(EventKind::Failed, format!("not active: {e}"));
                 Err(e)
             }
         }
@@ -422,7 +458,28 @@ impl Worker {
         }
     }
 
-    /// Nothing is held here any more.
+    fn event(&self, kind: EventKind, text: String) {
+        if let Some(node) = self.node.upgrade() {
+            node.event(kind, Some(&self.name), text);
+        }
+    }
+
+    /// Tells when redundancy is lost and when it is back.
+    fn watch_redundancy(&mut self, active: &ActiveReport) {
+        let degraded = active.failures_tolerated == 0;
+        let before = self.degraded.replace(degraded);
+        match (before, degraded) {
+            (None | Some(false), true) => {
+                let text = "no replica can be lost now without losing service or data";
+                self.event(EventKind::Degraded, text.into());
+            }
+            (Some(true), false) => {
+                self.event(EventKind::Redundant, "a replica can be lost again".into());
+            }
+            _ => {}
+        }
+    }
+
     /// Nothing is said of a lease that has run out: the silence says it.
     fn tell_guard(&self, lease_left_ms: u64) {
         if let (1.., Some(node)) = (lease_left_ms, self.node.upgrade()) {
@@ -430,6 +487,7 @@ impl Worker {
         }
     }
 
+    /// Nothing is held here any more.
     fn unguard(&self) {
         if let Some(node) = self.node.upgrade() {
             node.guard().ended(&self.name);
@@ -452,6 +510,7 @@ impl Worker {
             v.trouble = ended.as_ref().err().map(ToString::to_string);
         });
         self.stand(Standing::Standby);
+        self.event(EventKind::GivenUp, "active here no longer".into());
         self.not_before = Instant::now() + PAUSE;
         ended.map(|()| clients)
     }

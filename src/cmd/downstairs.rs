@@ -2,7 +2,8 @@
 //!
 //! Says `ready` on standard output when it serves. SIGTERM and Ctrl-C close the regions in order;
 //! SIGUSR1 moves the logs to the extent files, as before copying a pool, and says `settled`;
-//! SIGHUP reads the list of peers again.
+//! SIGHUP reads the list of peers again, looks for regions and witnesses made in the pools since,
+//! serves them, and says `ready` again.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -26,7 +27,7 @@ use crate::stop::Stop;
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Downstairs {
-    /// Serve every region in the given pools until SIGTERM
+    /// Serve every region and witness in the given pools until SIGTERM
     Run(RunArgs),
 }
 
@@ -82,12 +83,14 @@ pub fn run(args: Downstairs, format: Format) -> Result<(), CliError> {
         .name("signals".into())
         .spawn(move || {
             for signal in asked.forever() {
-                if signal == SIGHUP {
+                let said = if signal == SIGHUP {
                     reload(&identity, &security);
-                    continue;
-                }
-                asked_of.settle();
-                if let Err(e) = say(format, &Said::Settled) {
+                    rescan(&asked_of)
+                } else {
+                    asked_of.settle();
+                    Said::Settled
+                };
+                if let Err(e) = say(format, &said) {
                     tracing::warn!("{e}");
                 }
             }
@@ -100,6 +103,17 @@ pub fn run(args: Downstairs, format: Format) -> Result<(), CliError> {
     match Arc::into_inner(host) {
         Some(host) => host.close().map_err(|e| failed(&e)),
         None => Ok(()),
+    }
+}
+
+/// Problems are in the log; what was served before goes on.
+fn rescan(host: &Host) -> Said {
+    if let Err(e) = host.rescan() {
+        tracing::error!("{e}");
+    }
+    Said::Ready {
+        address: host.address(),
+        regions: host.served().len(),
     }
 }
 

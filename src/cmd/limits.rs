@@ -112,6 +112,30 @@ fn all() -> Limits {
         ),
         limit("peers", peers::MAX_PEERS as u64, "peers", "a list of peers"),
         limit(
+            "generation",
+            protocol::MAX_GENERATION,
+            "-",
+            "a generation's number",
+        ),
+        limit(
+            "history.place",
+            protocol::MAX_SEQ,
+            "operations",
+            "a place in a volume's history",
+        ),
+        limit(
+            "fetch",
+            u64::from(protocol::MAX_FETCH_BYTES),
+            "bytes",
+            "entries given in answer to one question",
+        ),
+        limit(
+            "links",
+            trivet_replica::upstairs::MAX_LINKS as u64,
+            "links",
+            "from one upstairs to members",
+        ),
+        limit(
             "volume.members",
             protocol::MAX_MEMBERS as u64,
             "members",

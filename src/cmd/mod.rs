@@ -1,9 +1,11 @@
 //! The commands, one file each. A command is listed here when it works, not before.
 
 mod bench;
+mod client;
 mod cluster;
 mod config;
 mod downstairs;
+mod fs;
 mod fsck;
 mod init;
 mod key;
@@ -48,6 +50,10 @@ pub enum Command {
     /// One replica's directory, offline: create, import, export, verify, dump
     #[command(subcommand)]
     Region(region::RegionCmd),
+    /// Files out of one replica or an exported image, with no daemon: ls, cat, cp
+    #[command(subcommand)]
+    Fs(fs::FsCmd),
+
     /// Directories in which a node keeps its members
     #[command(subcommand)]
     Pool(pool::PoolCmd),
@@ -64,6 +70,15 @@ pub enum Command {
     Promote(role::PromoteArgs),
     /// Stop serving a volume, or let another node do it
     Demote(role::DemoteArgs),
+    /// Clients of an export
+    #[command(subcommand)]
+    Client(client::ClientCmd),
+    /// Locks that clients hold on files
+    #[command(subcommand)]
+    Lock(client::LockCmd),
+    /// What happened lately
+    #[command(subcommand)]
+    Event(client::EventCmd),
     /// Take a node out of service: what is active there moves away
     Drain(role::DrainArgs),
     /// Take a node back into service
@@ -91,6 +106,8 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(args, output),
         Command::Downstairs(args) => downstairs::run(args, output),
         Command::Region(args) => region::run(args, output),
+        Command::Fs(args) => fs::run(&args, output),
+
         Command::Pool(args) => pool::run(&args, output),
         Command::Init(args) => init::run(&args, output),
         Command::Config(args) => config::run(&args, output),
@@ -98,6 +115,9 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Status(args) => status::run(&args, output),
         Command::Promote(args) => role::promote(&args, output),
         Command::Demote(args) => role::demote(&args, output),
+        Command::Client(args) => client::clients(&args, output),
+        Command::Lock(args) => client::locks(&args, output),
+        Command::Event(args) => client::events(&args, output),
         Command::Drain(args) => role::drain(&args, true, output),
         Command::Undrain(args) => role::drain(&args, false, output),
         Command::Fsck(args) => fsck::run(&args, output),

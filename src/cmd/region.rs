@@ -148,7 +148,7 @@ fn failed(e: StoreError) -> CliError {
 }
 
 /// A bar on standard error; none where that is no terminal.
-fn bar(what: &'static str) -> ProgressBar {
+pub(super) fn bar(what: &'static str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
     let shape = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
     if let Ok(style) = ProgressStyle::with_template(shape) {
@@ -158,7 +158,7 @@ fn bar(what: &'static str) -> ProgressBar {
     bar
 }
 
-fn told(bar: &ProgressBar) -> impl FnMut(u64, u64) {
+pub(super) fn told(bar: &ProgressBar) -> impl FnMut(u64, u64) {
     let bar = bar.clone();
     move |done, all| {
         bar.set_length(all);

@@ -1,10 +1,12 @@
 //! `trivet serve`: the daemon of one node, in the foreground.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use serde::Serialize;
@@ -98,7 +100,10 @@ pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
     };
     node.start(host).map_err(|e| failed(&e))?;
     output::print(format, &ready, text)?;
-    stop.wait();
+    let mut read = Configured::now(&args.cluster.config);
+    while !stop.wait_for(LOOK) {
+        read.follow(&node);
+    }
     node.stop();
     match Arc::into_inner(node).and_then(Node::into_host) {
         Some(host) => host.close().map_err(|e| cluster_failed(&e)),
@@ -129,6 +134,42 @@ fn supervise(args: &ServeArgs, stop: &Stop) -> Result<(), CliError> {
             "the daemon ended with {status}"
         ))),
     }
+}
+
+/// How often the configuration's file is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The configuration's file, as it was last read: time, length and file number.
+struct Configured {
+    path: PathBuf,
+    last: Option<(SystemTime, u64, u64)>,
+}
+
+impl Configured {
+    fn now(path: &Path) -> Configured {
+        Configured {
+            path: path.to_path_buf(),
+            last: stamp(path),
+        }
+    }
+
+    /// Puts it in force if it has changed. What makes no sense is said once, and changes nothing;
+    /// a file that is not there (`/etc/pve`, at times) is waited for.
+    fn follow(&mut self, node: &Arc<Node>) {
+        let stamp = stamp(&self.path);
+        if stamp.is_none() || stamp == self.last {
+            return;
+        }
+        self.last = stamp;
+        if let Err(error) = Config::load(&self.path).and_then(|c| node.reload(c)) {
+            tracing::error!(%error, "the configuration stays as it was");
+        }
+    }
+}
+
+fn stamp(path: &Path) -> Option<(SystemTime, u64, u64)> {
+    let m = std::fs::metadata(path).ok()?;
+    Some((m.modified().ok()?, m.len(), m.ino()))
 }
 
 /// The configuration, or the last good copy of it where it is not there (`/etc/pve` is not, before

@@ -1,10 +1,13 @@
-//! `trivet volume`: makes volumes.
+//! `trivet volume`: makes volumes, also out of what is left of one.
+
+mod recover;
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use trivet_cluster::{VolumeFile, create};
+use trivet_protocol::MemberKind;
 
 use super::downstairs::failed;
 use crate::error::CliError;
@@ -17,8 +20,10 @@ use super::volume_in_cluster;
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Volume {
-    /// Make a volume: on the nodes of the cluster, or, given pools, in three pools of this machine
+    /// Make a volume: on the nodes of the cluster, or, given pools, in pools of this machine
     Create(CreateArgs),
+    /// Make a new volume out of one region, when a majority of its volume's members is gone for ever
+    Recover(recover::RecoverArgs),
 }
 
 /// Of what size, and where.
@@ -35,9 +40,56 @@ pub struct CreateArgs {
     /// The nodes that shall keep its replicas [default: the first three that can]
     #[arg(long, value_name = "NODE[:POOL],..", value_delimiter = ',')]
     nodes: Vec<String>,
-    /// Directory of a pool of this machine; give three (they are made where missing)
+    #[command(flatten)]
+    places: Places,
+}
+
+/// Where a volume's members are to be kept on this machine.
+#[derive(Debug, Args)]
+pub struct Places {
+    /// Directory of a pool of this machine; give three, or two and a witness (they are made where
+    /// missing)
     #[arg(long = "pool", value_name = "DIR", conflicts_with = "nodes")]
     pools: Vec<PathBuf>,
+    /// Directory of a pool for a witness, which votes and keeps no data
+    #[arg(long, value_name = "DIR")]
+    witness: Option<PathBuf>,
+}
+
+impl Places {
+    /// A new volume of this size there.
+    fn volume(&self, bytes: u64) -> Result<VolumeFile, CliError> {
+        let needed = if self.witness.is_some() { 2 } else { 3 };
+        if self.pools.len() != needed {
+            let given = self.pools.len();
+            return Err(
+                CliError::usage(format_args!("{given} pools for replicas were given"))
+                    .hint("give --pool three times, or twice and --witness once"),
+            );
+        }
+        let mut pools = Vec::new();
+        let all = self.pools.iter().chain(&self.witness);
+        for (node, pool) in ["a", "b", "c"].into_iter().zip(all) {
+            let absolute = std::path::absolute(pool)
+                .map_err(|e| CliError::failed(format_args!("{}: {e}", pool.display())))?;
+            if pools
+                .iter()
+                .any(|(_, p): &(String, PathBuf)| *p == absolute)
+            {
+                return Err(
+                    CliError::usage(format_args!("{} is given twice", pool.display()))
+                        .hint("each member needs a pool of its own"),
+                );
+            }
+            pools.push((node.to_owned(), absolute));
+        }
+        let witness = pools.split_off(needed);
+        let mut volume = VolumeFile::new(bytes, pools).map_err(|e| failed(&e))?;
+        for (node, pool) in witness {
+            volume = volume.with_witness(node, pool);
+        }
+        Ok(volume)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -51,6 +103,7 @@ struct Made {
 struct Member {
     id: String,
     node: String,
+    kind: MemberKind,
     pool: PathBuf,
 }
 
@@ -59,32 +112,18 @@ struct Member {
 /// # Errors
 /// What to tell the person who asked.
 pub fn run(args: Volume, format: Format) -> Result<(), CliError> {
-    let Volume::Create(args) = args;
-    if args.pools.is_empty() {
-        let name = args.file.to_string_lossy();
-        return volume_in_cluster::create(&args.cluster, &name, args.size, &args.nodes, format);
-    }
-    if args.pools.len() != 3 {
-        let given = args.pools.len();
-        return Err(CliError::usage(format_args!("{given} pools were given"))
-            .hint("give --pool three times, once per replica"));
-    }
-    let mut pools = Vec::new();
-    for (node, pool) in ["a", "b", "c"].into_iter().zip(&args.pools) {
-        let absolute = std::path::absolute(pool)
-            .map_err(|e| CliError::failed(format_args!("{}: {e}", pool.display())))?;
-        if pools
-            .iter()
-            .any(|(_, p): &(String, PathBuf)| *p == absolute)
-        {
-            return Err(
-                CliError::usage(format_args!("{} is given twice", pool.display()))
-                    .hint("each replica needs a pool of its own"),
-            );
+    match args {
+        Volume::Create(args) if args.places.pools.is_empty() => {
+            let name = args.file.to_string_lossy();
+            volume_in_cluster::create(&args.cluster, &name, args.size, &args.nodes, format)
         }
-        pools.push((node.to_owned(), absolute));
+        Volume::Create(args) => create_volume(&args, format),
+        Volume::Recover(args) => recover::run(&args, format),
     }
-    let volume = VolumeFile::new(args.size.bytes(), pools).map_err(|e| failed(&e))?;
+}
+
+fn create_volume(args: &CreateArgs, format: Format) -> Result<(), CliError> {
+    let volume = args.places.volume(args.size.bytes())?;
     let volume = create(&args.file, volume).map_err(|e| failed(&e))?;
     output::print(format, &made(&volume), |m| text(m, &args.file))
 }
@@ -93,6 +132,7 @@ fn made(volume: &VolumeFile) -> Made {
     let member = |p: &trivet_cluster::Place| Member {
         id: p.id.to_string(),
         node: p.node.clone(),
+        kind: p.kind,
         pool: p.pool.clone(),
     };
     Made {
@@ -104,7 +144,7 @@ fn made(volume: &VolumeFile) -> Made {
 
 fn text(made: &Made, file: &Path) -> String {
     let mut text = format!(
-        "volume {} of {} bytes, described in {}\nserve its replicas with:\n",
+        "volume {} of {} bytes, described in {}\nserve its members with:\n",
         made.volume,
         made.bytes,
         file.display()

@@ -26,6 +26,8 @@ pub struct Space {
     pub free: u64,
     /// Bytes in all.
     pub total: u64,
+    /// Writing over something takes new space, too.
+    pub copies_on_write: bool,
 }
 
 /// A directory of files; one region or one witness lives in each. Names are relative, with at
@@ -118,6 +120,14 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// As the operating system says.
     fn punch_hole(&self, at: u64, bytes: u64) -> io::Result<()>;
+
+    /// Makes the file `bytes` long, with room on the disk for all of it.
+    ///
+    /// # Errors
+    /// `Unsupported` where files cannot be allocated ahead; else as the operating system says.
+    fn allocate(&self, _bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Bytes that the file takes on the disk.
     ///

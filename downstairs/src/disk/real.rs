@@ -24,6 +24,7 @@ pub struct RealDisk {
     dir: PathBuf,
     recorder: Arc<dyn Recorder>,
     writable: bool,
+    copies_on_write: bool,
     /// Keeps others out for as long as this lives.
     _lock: Option<File>,
 }
@@ -35,6 +36,7 @@ impl RealDisk {
             dir: dir.to_path_buf(),
             recorder,
             writable: true,
+            copies_on_write: false,
             _lock: None,
         }
     }
@@ -69,12 +71,24 @@ impl RealDisk {
         Ok(disk)
     }
 
+    /// Says that the file system copies on write, where it cannot be told from its kind.
+    pub fn set_copies_on_write(&mut self) {
+        self.copies_on_write = true;
+    }
+
     fn wrap(&self, file: File) -> Arc<dyn DiskFile> {
         Arc::new(RealFile {
             file,
             recorder: Arc::clone(&self.recorder),
         })
     }
+}
+
+/// Whether the file system is known to copy on write: btrfs, zfs, bcachefs.
+fn copies_on_write(dir: &Path) -> io::Result<bool> {
+    const KINDS: [u64; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
+    let kind = rustix::fs::statfs(dir)?.f_type;
+    Ok(KINDS.contains(&(kind as u64)))
 }
 
 fn lock(dir: &Path, how: FlockOperation) -> Result<File> {
@@ -141,6 +155,7 @@ impl Disk for RealDisk {
         Ok(Space {
             free: s.f_bavail.saturating_mul(s.f_frsize),
             total: s.f_blocks.saturating_mul(s.f_frsize),
+            copies_on_write: self.copies_on_write || copies_on_write(&self.dir)?,
         })
     }
 }
@@ -211,6 +226,15 @@ impl DiskFile for RealFile {
                     done += now;
                 }
                 Ok(())
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                Err(io::ErrorKind::Unsupported.into())
             }
             other => Ok(other?),
         }

@@ -103,7 +103,7 @@ pub fn export(
     Ok(done)
 }
 
-fn refuse_unsound(store: &Store, tail: &Tail) -> Result<()> {
+pub(super) fn refuse_unsound(store: &Store, tail: &Tail) -> Result<()> {
     if store.mixed().is_some() {
         return Err(StoreError::WrongState(
             "a resync was under way, its content is of several moments; export another replica, \

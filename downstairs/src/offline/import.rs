@@ -164,7 +164,7 @@ fn put(store: &mut Store, ops: Vec<BatchOp>) -> Result<u64> {
 }
 
 /// Empties the log into the extent files.
-fn settle(store: &mut Store) -> Result<()> {
+pub(super) fn settle(store: &mut Store) -> Result<()> {
     let end: Seq = store.sync()?;
     store.set_commit(end);
     store.set_trim(end);

@@ -16,11 +16,15 @@ use crate::store::{Blocks, Store};
 mod dump;
 mod export;
 mod import;
+mod reader;
+mod recover;
 mod verify;
 
 pub use dump::dump;
 pub use export::{ExportOptions, Exported, export};
 pub use import::{ImportOptions, Imported, create, import};
+pub use reader::Reader;
+pub use recover::{Assessment, Recovered, assess, recover};
 pub use verify::{Problem, Verified, verify};
 
 /// Told how far a tool is: bytes done, of bytes in all.

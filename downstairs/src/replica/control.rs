@@ -79,6 +79,16 @@ impl Replica {
             return out.push(Out::Close(conn, "it did not say hello first".into()));
         }
         let header = &frame.header;
+        if let Request::BeginResync { common, table } = request {
+            let begun = self
+                .member
+                .check(header.generation)
+                .and_then(|()| self.begin_resync(conn, header, common, table, out));
+            if let Err(refusal) = begun {
+                self.reply(conn, id, &Reply::Refused(refusal), out);
+            }
+            return;
+        }
         let reply = self.answer(now, conn, header, request, out);
         let reply = reply.unwrap_or_else(Reply::Refused);
         self.reply(conn, id, &reply, out);
@@ -105,9 +115,15 @@ impl Replica {
         let (id, g, positions) = (header.seq, header.generation, (header.commit, header.trim));
         match request {
             Request::Hello { volume, member, .. } => self.hello(now, conn, volume, member),
+            Request::Attend { .. } | Request::BeginResync { .. } => {
+                Err(Refusal::BadRequest("out of place".into()))
+            }
             Request::Status => self.welcome(now, conn).map(Reply::Welcome),
             Request::Claim { node } => {
                 self.usable()?;
+                if node.is_empty() || node.len() > MAX_NAME {
+                    return Err(Refusal::BadRequest("a node's name is out of range".into()));
+                }
                 let before = self.member.state().clone();
                 let keep = self.member.claim(now, g, &node)?;
                 self.keep(before, keep)?;
@@ -117,8 +133,8 @@ impl Replica {
                 self.welcome(now, conn).map(Reply::Granted)
             }
             Request::Renew => {
-                self.member.renew(now, g)?;
-                self.heed_positions(conn, g, positions);
+                self.member.renew(now, g, positions)?;
+                self.heed_told();
                 Ok(Reply::Renewed)
             }
             Request::PutRecord(record) => {
@@ -151,10 +167,6 @@ impl Replica {
             Request::Fetch { from, max_bytes } => {
                 self.member.check(g)?;
                 self.fetch(conn, id, from, max_bytes, out)
-            }
-            Request::BeginResync { common, table } => {
-                self.member.check(g)?;
-                self.begin_resync(common, table)
             }
             Request::FinishResync => {
                 self.member.check(g)?;
@@ -192,6 +204,7 @@ impl Replica {
     /// by now: it must not stand in the way of what comes.
     pub(super) fn drop_fenced(&mut self, stream: ConnId) {
         let promise = self.member.state().promise;
+        self.preparing = None;
         for (id, c) in &mut self.conns {
             if *id != stream {
                 c.parked.clear();
@@ -202,16 +215,15 @@ impl Replica {
         }
     }
 
-    /// Positions that come with a renewal count only on a connection whose stream is in line:
-    /// before that, what is here may be of a history that lost. They keep the log emptying while
-    /// the stream itself waits for room.
-    pub(super) fn heed_positions(
-        &mut self,
-        conn: ConnId,
-        g: Generation,
-        (commit, trim): (Seq, Seq),
-    ) {
-        let in_line = self.conns.get(&conn).is_some_and(|c| c.generation == g);
+    /// Positions that came with a renewal count only once the stream of that generation is in
+    /// line: before that, what is here may be of a history that lost. They keep the log emptying
+    /// while the stream itself waits for room.
+    pub(super) fn heed_told(&mut self) {
+        let Some((g, commit, trim)) = self.member.pledge().take_told() else {
+            return;
+        };
+        let stream = self.stream.and_then(|conn| self.conns.get(&conn));
+        let in_line = stream.is_some_and(|c| c.generation == g);
         if let (true, Keeper::Region(store)) = (in_line, &mut self.keeper) {
             store.set_commit(commit);
             store.set_trim(trim);
@@ -245,7 +257,7 @@ impl Replica {
 
     /// A member whose disk failed answers nothing that would count.
     pub(super) fn usable(&self) -> Result<(), Refusal> {
-        match self.store().and_then(Store::poisoned) {
+        match self.failed() {
             Some(why) => Err(Refusal::Unusable(why.to_owned())),
             None => Ok(()),
         }
@@ -275,7 +287,11 @@ impl Replica {
             held_for: self.member.held_for(now),
             data: self.data_state(),
             table: table.unwrap_or_default(),
-            durable: self.store().map_or(Position::default(), Store::durable),
+            durable: match &self.keeper {
+                Keeper::Region(store) => store.durable(),
+                Keeper::Witness(_) => state.record.version.position(),
+                Keeper::Closed => Position::default(),
+            },
             checkpointed: self.store().map_or(Seq::ZERO, |s| s.checkpointed().seq),
             log_first: self.store().map_or(Seq::ZERO, |s| s.tail().next()),
             opens: self.opens,
@@ -312,7 +328,7 @@ impl Replica {
         let promise = self.member.state().promise;
         let store = self.store_mut()?;
         let entries = store
-            .entries_from(from, max_bytes as usize)
+            .entries_from(from, max_bytes.min(MAX_FETCH_BYTES) as usize)
             .map_err(refusal)?;
         let (first, last) = (store.tail().next(), store.end().seq);
         for entry in entries {
@@ -328,42 +344,6 @@ impl Replica {
         }
         Ok(Reply::Fetched { first, last })
     }
-
-    pub(super) fn begin_resync(
-        &mut self,
-        common: Seq,
-        table: GenerationTable,
-    ) -> Result<Reply, Refusal> {
-        // What was read from the network as parts is checked as a whole before it is believed.
-        let table = GenerationTable::from_parts(table.floor(), table.rows().to_vec())
-            .ok_or_else(|| Refusal::BadRequest("a generation table that cannot be".into()))?;
-        if self.checkpointing || self.syncing {
-            return Err(Refusal::BadRequest(
-                "busy with a checkpoint or sync; ask again".into(),
-            ));
-        }
-        let store = self.store_mut()?;
-        prepare_resync(store, common, table).map_err(refusal)?;
-        Ok(Reply::Done)
-    }
-}
-
-/// Empties the log of what is common, marks the region mixed and jumps to the peer's position.
-fn prepare_resync(store: &mut Store, common: Seq, table: GenerationTable) -> Result<()> {
-    if store.mixed().is_none()
-        && common < store.end().seq
-        && common >= store.checkpointed().seq.max(store.commit())
-        && common > Seq::ZERO
-    {
-        store.cut(common)?;
-    }
-    store.mark_mixed((common > Seq::ZERO).then_some(common))?;
-    // Everything here is common with the peer, or will be compared: nothing of it can be lost by
-    // moving it to the extents now.
-    store.set_commit(store.end().seq);
-    store.sync()?;
-    while store.checkpoint_now()? {}
-    store.adopt(table)
 }
 
 /// Neighbouring ranges as one, while they stay within what one job compares.

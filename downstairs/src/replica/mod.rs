@@ -11,6 +11,7 @@
 
 use std::cell::Cell;
 mod control;
+mod prepare;
 mod stream;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use trivet_protocol::frame::{Frame, Header, Kind, ReadMeta};
-use trivet_protocol::limits::MAX_READ_BLOCKS;
+use trivet_protocol::limits::{MAX_FETCH_BYTES, MAX_NAME, MAX_READ_BLOCKS};
 use trivet_protocol::message::{self, DataState, Refusal, Reply, Request, Tail, Welcome};
 use trivet_protocol::{
     Block, Entry, Generation, GenerationTable, MemberId, MemberKind, Now, Position, Recorder, Seq,
@@ -29,8 +30,9 @@ use trivet_protocol::{
 use crate::checkpoint::{CheckpointJob, Step};
 use crate::error::{Result, StoreError};
 use crate::member::{Member, MemberState, Store as Keep};
-use crate::slots::SlotFile;
-use crate::store::{Cursor, ReadJob, Store, SyncJob, Synced};
+use crate::store::{Cursor, ReadJob, Reopen, Store, SyncJob, Synced};
+use crate::witness::Witness;
+use prepare::Preparing;
 
 /// One connection from an upstairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,6 +82,8 @@ struct Conn {
     received: u64,
     /// When the pool was last asked for its free space, and the credit that followed.
     granted: Cell<(Now, u64)>,
+    /// Its pool overwrites in place, as far as was asked.
+    in_place: Cell<bool>,
     /// It wants to hear of everything durable up to here.
     sync_to: Option<Seq>,
     /// Frames that wait for room in the log, in order.
@@ -90,7 +94,7 @@ struct Conn {
 /// Where the member's state is kept.
 enum Keeper {
     Region(Box<Store>),
-    Witness(SlotFile),
+    Witness(Box<Witness>),
     /// The region was closed in order; the process is about to end.
     Closed,
 }
@@ -106,6 +110,10 @@ pub struct Replica {
     syncing: bool,
     sync_wanted: bool,
     checkpointing: bool,
+    /// The last checkpoint found no space in the pool.
+    full: bool,
+    /// A resync is about to begin.
+    preparing: Option<Preparing>,
     /// The pool was found nearly full.
     cramped: Cell<bool>,
     /// When a checkpoint was last begun for that reason.
@@ -128,22 +136,15 @@ impl Replica {
     }
 
     /// A witness that was just opened.
-    ///
-    /// # Errors
-    /// Its state is damaged.
     pub fn witness(
-        file: SlotFile,
-        state: &[u8],
+        witness: Witness,
+        state: MemberState,
         now: Now,
         recorder: Arc<dyn Recorder>,
-    ) -> Result<Replica> {
-        Ok(Self::new(
-            Keeper::Witness(file),
-            decode_state(state)?,
-            0,
-            now,
-            recorder,
-        ))
+    ) -> Replica {
+        let opens = witness.opens();
+        let keeper = Keeper::Witness(Box::new(witness));
+        Self::new(keeper, state, opens, now, recorder)
     }
 
     fn new(
@@ -162,6 +163,8 @@ impl Replica {
             syncing: false,
             sync_wanted: false,
             checkpointing: false,
+            full: false,
+            preparing: None,
             cramped: Cell::new(false),
             relieved: Now::default(),
             now,
@@ -228,16 +231,67 @@ impl Replica {
         }
     }
 
+    /// Why it takes nothing more, if it does not: it has to be opened anew.
+    pub fn failed(&self) -> Option<&str> {
+        match &self.keeper {
+            Keeper::Region(store) => store.poisoned(),
+            Keeper::Witness(witness) => witness.failed(),
+            Keeper::Closed => Some("it is shutting down"),
+        }
+    }
+
     /// Closes the region in order, so that the next opening finds everything synced. Everything
     /// that comes afterwards is refused.
     ///
     /// # Errors
     /// The disk fails; the region is then as after a crash.
     pub fn close(&mut self) -> Result<()> {
+        let ending = "it is shutting down".to_owned();
+        self.member.pledge().refuse(Some(ending));
         match std::mem::replace(&mut self.keeper, Keeper::Closed) {
             Keeper::Region(store) => store.close(),
             Keeper::Witness(_) | Keeper::Closed => Ok(()),
         }
+    }
+
+    /// What opens the region anew, if its disk failed and nothing of the old opening is under way
+    /// any more. To be run without the lock; then [`Replica::reopened`].
+    pub fn begin_reopen(&self) -> Option<Reopen> {
+        let store = self.store()?;
+        store.poisoned()?;
+        (!self.syncing && !self.checkpointing).then(|| store.reopen())
+    }
+
+    /// Whether the region's disk failed.
+    pub fn disk_is_bad(&self) -> bool {
+        self.store().is_some_and(|s| s.poisoned().is_some())
+    }
+
+    /// The region was opened anew. All that was known besides what is on the disk is forgotten, as
+    /// after a crash; whoever is connected starts over.
+    ///
+    /// # Errors
+    /// The member's state is damaged: nothing has changed.
+    pub fn reopened(&mut self, now: Now, mut store: Store, out: &mut Vec<Out>) -> Result<()> {
+        let state = decode_state(&store.member_state())?;
+        if let Some(old) = self.store() {
+            store.succeed(old);
+        }
+        self.member = Member::start(state, now);
+        self.opens = store.opens();
+        self.keeper = Keeper::Region(Box::new(store));
+        self.stream = None;
+        self.sync_wanted = false;
+        self.full = false;
+        self.preparing = None;
+        for (conn, c) in &mut self.conns {
+            c.failed = true;
+            c.parked.clear();
+            c.parked_bytes = 0;
+            c.sync_to = None;
+            out.push(Out::Close(*conn, "the region was opened anew".into()));
+        }
+        Ok(())
     }
 
     fn store_mut(&mut self) -> Result<&mut Store, Refusal> {
@@ -259,11 +313,14 @@ impl Replica {
     }
 
     fn keep_state(&mut self) -> Result<(), Refusal> {
-        let raw = serde_json::to_vec(self.member.state())
-            .map_err(|e| Refusal::Unusable(format!("its state cannot be encoded: {e}")))?;
+        let state = self.member.state();
         match &mut self.keeper {
-            Keeper::Region(store) => store.set_member_state(raw),
-            Keeper::Witness(file) => file.write(&raw),
+            Keeper::Region(store) => {
+                let raw = serde_json::to_vec(state)
+                    .map_err(|e| Refusal::Unusable(format!("its state cannot be encoded: {e}")))?;
+                store.set_member_state(raw)
+            }
+            Keeper::Witness(witness) => witness.keep(state),
             Keeper::Closed => return Err(Refusal::Unusable("it is shutting down".into())),
         }
         .map_err(refusal)
@@ -275,8 +332,19 @@ impl Replica {
         if keep == Keep::Unchanged {
             return Ok(());
         }
-        self.keep_state()
-            .inspect_err(|_| self.member.take_back(before))
+        let kept = self.keep_state();
+        self.member.pledge().stored(kept.is_ok());
+        if kept.is_err() {
+            self.member.take_back(before);
+        }
+        kept
+    }
+
+    /// A region whose disk failed renews no promise: what it last stored is not known.
+    fn heed_poison(&mut self) {
+        if let Some(why) = self.store().and_then(Store::poisoned) {
+            self.member.pledge().refuse(Some(why.to_owned()));
+        }
     }
 
     // ---- connections ----
@@ -294,6 +362,7 @@ impl Replica {
     /// A frame arrived.
     pub fn frame(&mut self, now: Now, conn: ConnId, frame: Frame, out: &mut Vec<Out>) {
         let streams = self.stream == Some(conn);
+        let preparing = self.prepares(conn);
         let Some(c) = self.conns.get_mut(&conn) else {
             return;
         };
@@ -303,9 +372,9 @@ impl Replica {
             self.recorder.count("downstairs.late_frames", 1);
             return;
         }
-        // Frames of the ordered stream keep their order behind one that waits for room. What
-        // keeps the lease alive does not wait.
-        if !c.parked.is_empty() && in_order(&frame) {
+        // Frames of the ordered stream keep their order behind one that waits for room, or for the
+        // jump that begins a resync. What keeps the lease alive does not wait.
+        if (preparing || !c.parked.is_empty()) && in_order(&frame) {
             c.parked_bytes += frame.wire_len();
             c.parked.push_back(frame);
             if c.parked_bytes > PARKED {
@@ -340,6 +409,7 @@ impl Replica {
     /// Everybody connected is told; the store is poisoned.
     fn disk_failed(&mut self, e: StoreError, what: &str, out: &mut Vec<Out>) {
         tracing::error!(error = %e, what, "the region takes nothing more");
+        self.heed_poison();
         let refused = Reply::Refused(refusal(e));
         let conns: Vec<_> = self.conns.keys().copied().collect();
         conns
@@ -368,6 +438,7 @@ impl Replica {
         };
         if let Err(refusal) = result {
             self.recorder.count("downstairs.refusals", 1);
+            self.heed_poison();
             self.reply(conn, 0, &Reply::Refused(refusal), out);
             self.fail(conn, out);
         }
@@ -412,12 +483,12 @@ fn decode_state(raw: &[u8]) -> Result<MemberState> {
 fn refusal(e: StoreError) -> Refusal {
     match e {
         StoreError::NoSpace { .. } => Refusal::NoSpace(e.to_string()),
+        StoreError::NotInLog(seq) => Refusal::NotInLog(seq),
         StoreError::BadSeq { .. }
         | StoreError::GenerationDown { .. }
         | StoreError::BadEntry(_)
         | StoreError::OutOfRange { .. }
         | StoreError::CutTooFar { .. }
-        | StoreError::NotInLog(_)
         | StoreError::WrongState(_) => Refusal::BadRequest(e.to_string()),
         StoreError::Poisoned { .. } | StoreError::Corrupt { .. } => {
             Refusal::Unusable(e.to_string())

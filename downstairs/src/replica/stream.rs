@@ -101,7 +101,7 @@ impl Replica {
         };
         c.generation = header.generation;
         if durable >= Seq(header.seq) {
-            self.say_durable(conn, durable, out);
+            self.say_durable(conn, durable, false, out);
         } else {
             c.sync_to = Some(Seq(header.seq));
             self.sync_wanted = true;
@@ -109,9 +109,18 @@ impl Replica {
         Ok(())
     }
 
-    pub(super) fn say_durable(&self, conn: ConnId, durable: Seq, out: &mut Vec<Out>) {
+    pub(super) fn say_durable(
+        &self,
+        conn: ConnId,
+        durable: Seq,
+        working: bool,
+        out: &mut Vec<Out>,
+    ) {
         let mut header = Header::new(Kind::Durable, self.member.state().promise, durable.0);
+        header.trim = Seq(u64::from(working));
         header.aux = self.credit(conn);
+        let in_place = self.conns.get(&conn).is_some_and(|c| c.in_place.get());
+        header.commit = Seq(u64::from(in_place));
         out.push(Out::Send(
             conn,
             Frame {
@@ -133,6 +142,9 @@ impl Replica {
         let free = self.store().and_then(|s| s.free_space().ok());
         let granted = c.received.saturating_add(free.map_or(0, |s| s.free));
         c.granted.set((self.now, granted));
+        // While not even what is in the log finds its place, nothing more is to come.
+        c.in_place
+            .set(!self.full && free.is_some_and(|s| !s.copies_on_write));
         self.cramped.set(free.is_some_and(|s| s.free < CRAMPED));
         granted
     }
@@ -148,7 +160,9 @@ impl Replica {
         let due = self
             .store()
             .is_some_and(|s| s.wants_checkpoint() || (cramped && s.checkpoint_would_help()));
-        !self.checkpointing && (due || self.conns.values().any(|c| !c.parked.is_empty()))
+        let preparing = self.preparing.as_ref().is_some_and(|p| p.marked);
+        let waiting = || self.conns.values().any(|c| !c.parked.is_empty());
+        !self.checkpointing && (due || preparing || waiting())
     }
 
     /// A sync that somebody waits for, if none runs. To be run without the lock and handed to
@@ -175,13 +189,7 @@ impl Replica {
         let upto = match store.finish_sync(job, result) {
             Ok(upto) => upto,
             Err(e) => {
-                tracing::error!(error = %e, "a sync failed; the region takes nothing more");
-                let refused = Reply::Refused(Refusal::Disk(e.to_string()));
-                let conns: Vec<_> = self.conns.keys().copied().collect();
-                conns
-                    .into_iter()
-                    .for_each(|c| self.reply(c, 0, &refused, out));
-                return;
+                return self.disk_failed(e, "a sync failed", out);
             }
         };
         let promise = self.member.state().promise;
@@ -199,12 +207,14 @@ impl Replica {
             }
         }
         tell.into_iter()
-            .for_each(|c| self.say_durable(c, upto, out));
+            .for_each(|c| self.say_durable(c, upto, false, out));
+        self.go_on_preparing(out);
     }
 
     /// A checkpoint, if one is needed and none runs. To be stepped without the lock and handed to
     /// [`Replica::checkpoint_done`].
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
+        self.heed_told();
         if !self.wants_checkpoint() {
             return None;
         }
@@ -215,6 +225,27 @@ impl Replica {
         self.checkpointing = true;
         self.relieved = self.now;
         Some(job)
+    }
+
+    /// A checkpoint is under way and comes forward: whoever waits for room in the log hears that it
+    /// is waited for with reason.
+    pub fn still_working(&self, out: &mut Vec<Out>) {
+        let Some(durable) = self.store().map(|s| s.durable().seq) else {
+            return;
+        };
+        let promise = self.member.state().promise;
+        for (id, c) in &self.conns {
+            if !c.parked.is_empty() && c.generation == promise {
+                self.say_durable(*id, durable, true, out);
+            }
+        }
+    }
+
+    /// What a checkpoint moves at once: see [`Store::set_round_bytes`].
+    pub fn set_round_bytes(&mut self, bytes: u64) {
+        if let Keeper::Region(store) = &mut self.keeper {
+            store.set_round_bytes(bytes);
+        }
     }
 
     /// As [`Replica::begin_checkpoint`], also where the log is not half full yet.
@@ -247,16 +278,30 @@ impl Replica {
         let Keeper::Region(store) = &mut self.keeper else {
             return;
         };
-        if let Err(e) = store.finish_checkpoint(job, result) {
-            tracing::error!(error = %e, "a checkpoint failed; the region takes nothing more");
-            let refused = Reply::Refused(refusal(e));
-            let conns: Vec<_> = self.conns.keys().copied().collect();
-            conns
-                .into_iter()
-                .for_each(|c| self.reply(c, 0, &refused, out));
-            return;
+        match store.finish_checkpoint(job, result) {
+            Ok(()) => self.full = false,
+            Err(e @ StoreError::NoSpace { .. }) => return self.pool_full(&e),
+            Err(e) => return self.disk_failed(e, "a checkpoint failed", out),
         }
+        self.go_on_preparing(out);
         self.unpark(now, out);
+    }
+
+    /// Nothing is lost and nobody refused: what is in the log stays there, and a checkpoint is tried
+    /// again. Said once, until one has gone through.
+    fn pool_full(&mut self, e: &StoreError) {
+        self.recorder.count("downstairs.checkpoint.no_space", 1);
+        if !std::mem::replace(&mut self.full, true) {
+            tracing::error!(
+                volume = %self.volume(), error = %e,
+                "the pool is full; the log is moved on when there is space again"
+            );
+        }
+    }
+
+    /// Whether the last checkpoint found no space in the pool.
+    pub fn pool_is_full(&self) -> bool {
+        self.full
     }
 
     /// Tries again what waited for room in the log.
@@ -267,15 +312,21 @@ impl Replica {
             };
             let mut frames = std::mem::take(&mut c.parked);
             c.parked_bytes = 0;
-            while let Some(frame) = frames.pop_front() {
-                self.handle(now, conn, frame, out);
+            while !frames.is_empty() {
+                let held = self.prepares(conn);
                 let Some(c) = self.conns.get_mut(&conn) else {
                     break;
                 };
-                if !c.parked.is_empty() {
+                if c.failed {
+                    // What follows one that was refused is not taken.
+                    break;
+                }
+                if held || !c.parked.is_empty() {
                     // Full again: the rest stays behind the one that was put back.
                     c.parked_bytes += frames.iter().map(Frame::wire_len).sum::<usize>();
                     c.parked.append(&mut frames);
+                } else if let Some(frame) = frames.pop_front() {
+                    self.handle(now, conn, frame, out);
                 }
             }
         }

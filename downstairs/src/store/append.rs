@@ -123,7 +123,8 @@ impl Store {
         let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|p| IoSlice::new(p)).collect();
         slices.push(IoSlice::new(&mark));
         let written = self.shared.log.write(&mut slices, self.held.from);
-        written.map_err(|e| self.poisoned_by(e))
+        // Also without space: they are in the history, and in no file.
+        written.map_err(|e| self.poison_hard(e))
     }
 
     /// Appends the next operation of the history. It is visible to reads on return, and durable
@@ -153,22 +154,17 @@ impl Store {
     pub(super) fn write_record(&mut self, kind: Kind, entry: &Entry) -> Result<()> {
         self.usable()?;
         check_entry(entry, self.blocks)?;
-        let in_place = self.choose_in_place(entry);
-        let meta_len = entry.meta_len();
-        let data_len = in_log_bytes(entry, &in_place);
-        let total = ((HEADER + meta_len + data_len) as u64).next_multiple_of(SECTOR);
-        if total > self.log_free() {
-            return Err(StoreError::LogFull {
-                need: total + MARGIN,
-                free: self.log_free() + MARGIN,
-                durable: self.durable,
-                commit: self.commit,
-                checkpointed: self.checkpointed.seq,
-                trim: self.trim,
-            });
+        let mut in_place = self.choose_in_place(entry);
+        let (mut data_len, mut total) = self.fits(entry, &in_place)?;
+        // In place first: if the disk is full nothing has happened yet, the blocks are unwritten,
+        // and the log, which has its space, takes the data.
+        match self.write_in_place(entry, &in_place) {
+            Err(StoreError::NoSpace { .. }) => {
+                in_place = InPlace::NONE;
+                (data_len, total) = self.fits(entry, &in_place)?;
+            }
+            other => other?,
         }
-        // In place first: if the disk is full nothing has happened yet, the blocks are unwritten.
-        self.write_in_place(entry, &in_place)?;
         self.collect_record(kind, entry, in_place, total, data_len);
         self.note_record(kind, entry, &in_place, total);
         if !self.held.on {
@@ -183,6 +179,23 @@ impl Store {
         );
         recorder.gauge("downstairs.log.used_bytes", self.end - self.tail);
         Ok(())
+    }
+
+    /// Bytes of data and in all that the entry takes in the log, if there is room for it.
+    fn fits(&self, entry: &Entry, in_place: &InPlace) -> Result<(usize, u64)> {
+        let data_len = in_log_bytes(entry, in_place);
+        let total = ((HEADER + entry.meta_len() + data_len) as u64).next_multiple_of(SECTOR);
+        if total <= self.log_free() {
+            return Ok((data_len, total));
+        }
+        Err(StoreError::LogFull {
+            need: total + MARGIN,
+            free: self.log_free() + MARGIN,
+            durable: self.durable,
+            commit: self.commit,
+            checkpointed: self.checkpointed.seq,
+            trim: self.trim,
+        })
     }
 
     /// Which operations' data goes straight to the extent files: long runs of blocks that are

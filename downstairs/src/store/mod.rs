@@ -35,12 +35,14 @@ mod append;
 mod history;
 mod open;
 mod read;
+pub(crate) mod reserve;
 mod resync;
 mod sync;
 
-pub use open::OpenReport;
+pub use open::{OpenReport, Reopen};
 pub(crate) use read::span_sums;
 pub use read::{Blocks, ReadJob};
+use reserve::Reserve;
 pub use resync::{ChangedGroup, Cursor};
 pub use sync::{SyncJob, Synced};
 
@@ -55,6 +57,7 @@ pub(crate) struct Shared {
     pub log: Log,
     pub extents: Extents,
     pub head: Mutex<Head>,
+    pub reserve: Reserve,
     pub recorder: Arc<dyn Recorder>,
 }
 
@@ -95,6 +98,8 @@ pub struct Store {
     /// was going to sync.)
     pub(crate) dirty: BTreeMap<u32, (Arc<ExtentFile>, u64)>,
     pub(crate) checkpoint: Option<Running>,
+    /// Bytes of log that one checkpoint moves, about.
+    pub(crate) round_bytes: u64,
     /// Goes up when a checkpoint begins and when history is cut: what a read planned before may
     /// have moved.
     pub(crate) rounds: u64,
@@ -225,6 +230,16 @@ impl Store {
         self.trim = self.trim.max(trim);
     }
 
+    /// Whether everything in the log is durable here.
+    pub fn all_synced(&self) -> bool {
+        self.synced_to >= self.end
+    }
+
+    /// Whether everything in the log is in the extent files.
+    pub fn log_is_moved(&self) -> bool {
+        self.checkpoint.is_none() && self.checkpointed_to == self.end
+    }
+
     /// Bytes of the log in use, and its size.
     pub fn log_usage(&self) -> (u64, u64) {
         (self.end - self.tail, self.shared.log.ring())
@@ -236,14 +251,29 @@ impl Store {
         ring.saturating_sub(used + MARGIN)
     }
 
-    /// Whether a checkpoint should be begun: the log is half full and one would help.
+    /// Whether a checkpoint should be begun: three eighths of the log are full and one would help.
+    /// Early enough for writers to go on meanwhile, and late enough for what is written over and
+    /// over to be moved once.
     pub fn wants_checkpoint(&self) -> bool {
         let (used, ring) = self.log_usage();
-        used >= ring / 2 && self.checkpoint.is_none() && self.checkpoint_would_help()
+        used >= ring / 8 * 3 && self.checkpoint.is_none() && self.checkpoint_would_help()
+    }
+
+    /// From now on a checkpoint moves about so many bytes of log, within [`Store::round_range`]:
+    /// what a writer waits for while the log is full.
+    pub fn set_round_bytes(&mut self, bytes: u64) {
+        let range = self.round_range();
+        self.round_bytes = bytes.clamp(*range.start(), *range.end());
+    }
+
+    /// What a checkpoint may move at once: a sixty-fourth to a quarter of the log.
+    pub fn round_range(&self) -> std::ops::RangeInclusive<u64> {
+        let ring = self.shared.log.ring();
+        ring / 64..=ring / 4
     }
 
     /// Room for new data: what the pool has, less what is in the log and not yet in the extent
-    /// files, less a reserve for metadata.
+    /// files, less a reserve for metadata, less what is missing from the region's own reserve.
     ///
     /// # Errors
     /// The disk fails.
@@ -255,10 +285,24 @@ impl Store {
         let ring = self.shared.log.ring();
         // On a copy-on-write pool the log itself takes new space with each lap.
         let reserve = self.end.saturating_sub(self.checkpointed_to) + ring / 8 + (4 << 20);
+        let reserve = reserve + self.shared.reserve.missing();
         Ok(Space {
             free: space.free.saturating_sub(reserve),
             total: space.total,
+            copies_on_write: space.copies_on_write,
         })
+    }
+
+    /// What opens this region anew after its disk failed; to be run while no job of this store is
+    /// under way, and without holding it.
+    pub fn reopen(&self) -> Reopen {
+        Reopen::new(&self.shared)
+    }
+
+    /// Takes the place of another store of the same region: nothing that was planned on that one
+    /// is taken for valid here.
+    pub fn succeed(&mut self, other: &Store) {
+        self.rounds = other.rounds + 1;
     }
 
     /// Closes the region in order: the next opening finds everything synced.
@@ -303,7 +347,15 @@ impl Store {
     /// Notes that the disk can no longer be trusted; hands the error back. A full disk can be:
     /// the same write is offered again or never counted.
     pub(crate) fn poisoned_by(&mut self, e: StoreError) -> StoreError {
-        if self.poison.is_none() && !matches!(e, StoreError::NoSpace { .. }) {
+        match e {
+            StoreError::NoSpace { .. } => e,
+            _ => self.poison_hard(e),
+        }
+    }
+
+    /// The same where a full disk is no better than a failed one.
+    pub(crate) fn poison_hard(&mut self, e: StoreError) -> StoreError {
+        if self.poison.is_none() {
             self.shared.recorder.count("downstairs.store.poisoned", 1);
             self.poison = Some(e.to_string());
         }

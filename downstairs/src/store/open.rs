@@ -12,6 +12,7 @@ use trivet_protocol::{
     BLOCK_BYTES, Block, Checksum, GenerationTable, MemberId, NullRecorder, Recorder, Seq, VolumeId,
 };
 
+use super::reserve::Reserve;
 use super::{Shared, Store};
 use crate::disk::Disk;
 use crate::error::{Result, StoreError};
@@ -37,6 +38,35 @@ pub struct OpenReport {
     pub bytes: u64,
     /// Bytes that were not known to be durable and were written again.
     pub rewritten: u64,
+}
+
+/// Opens a region again that is in use already, by the same process: [`Store::reopen`].
+pub struct Reopen {
+    disk: Arc<dyn Disk>,
+    who: (VolumeId, MemberId),
+    recorder: Arc<dyn Recorder>,
+}
+
+impl Reopen {
+    pub(super) fn new(shared: &Shared) -> Reopen {
+        Reopen {
+            disk: Arc::clone(&shared.disk),
+            who: (shared.region.volume, shared.region.member),
+            recorder: Arc::clone(&shared.recorder),
+        }
+    }
+
+    /// Opens it, from what is durable.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn run(&self) -> Result<(Store, OpenReport)> {
+        Store::open(
+            Arc::clone(&self.disk),
+            Some(self.who),
+            Arc::clone(&self.recorder),
+        )
+    }
 }
 
 impl Store {
@@ -109,6 +139,7 @@ impl Store {
         let log = Log::open(&*disk, region.log_bytes)?;
         let extents = Extents::open(Arc::clone(&disk), &region)?;
         let mut replayed = replay(&log, seed, head.state())?;
+        let reserve = Reserve::open(&*disk, region.log_bytes);
         let shared = Shared {
             disk,
             region,
@@ -116,6 +147,7 @@ impl Store {
             log,
             extents,
             head: Mutex::new(head),
+            reserve,
             recorder,
         };
         drop_unverified(&shared, &mut replayed)?;
@@ -188,6 +220,7 @@ impl Store {
             log,
             extents,
             head: Mutex::new(Head::read_only(state.clone())),
+            reserve: Reserve::none(),
             recorder: Arc::new(NullRecorder),
         };
         drop_unverified(&shared, &mut replayed)?;
@@ -211,7 +244,9 @@ impl Store {
             }
         }
         let last = table.end().seq;
+        let round_bytes = shared.log.ring() / 32;
         Store {
+            round_bytes,
             shared: Arc::new(shared),
             overlay,
             records,

@@ -2,7 +2,6 @@
 
 mod basics;
 mod damage;
-mod model;
 mod offline;
 mod random;
 mod resync;

@@ -3,7 +3,7 @@
 //! `TRIVET_SEED=n cargo test -p trivet-downstairs one_seed` replays one;
 //! `TRIVET_SEEDS=n cargo test -p trivet-downstairs many_seeds` runs more.
 
-use super::model::run;
+use crate::model::run;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|s| s.parse().ok())

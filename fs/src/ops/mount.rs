@@ -1,12 +1,14 @@
 //! Making, mounting, growing and closing a file system.
 
 use std::collections::HashMap;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, RwLock};
 
 use bytes::Bytes;
 use trivet_replica::volume::{Batch, BatchOp, Block, Volume, VolumeId};
 
-use super::{Fs, Settings, Versions, background::Background, lock};
+use super::background::{Background, Task};
+use super::{Fs, Settings, Versions, lock};
 use crate::api::{FileKind, Ino, InodeId, Mark, Time};
 use crate::btree;
 use crate::core::{Engine, read_super};
@@ -137,6 +139,25 @@ impl Fs {
     /// # Errors
     /// [`FsError::Mount`] says what the volume holds instead; [`FsError::Damaged`].
     pub fn mount(volume: Arc<dyn Volume>, settings: Settings) -> FsResult<Arc<Fs>> {
+        let (fs, tasks) = Fs::assemble(volume, settings)?;
+        fs.recover()?;
+        fs.background.start(&fs, tasks)?;
+        Ok(fs)
+    }
+
+    /// For looking only, on a volume that takes no writes: what a crash left under way stays as it
+    /// is, which no reader can tell. A call that changes something fails.
+    ///
+    /// # Errors
+    /// As [`Fs::mount`].
+    pub fn look(volume: Arc<dyn Volume>, settings: Settings) -> FsResult<Arc<Fs>> {
+        Fs::assemble(volume, settings).map(|(fs, _)| fs)
+    }
+
+    fn assemble(
+        volume: Arc<dyn Volume>,
+        settings: Settings,
+    ) -> FsResult<(Arc<Fs>, Receiver<Task>)> {
         let sb = read_super(&*volume)?;
         let (background, tasks) = Background::new();
         let fs = Arc::new_cyclic(|me| Fs {
@@ -150,9 +171,7 @@ impl Fs {
             background,
             me: me.clone(),
         });
-        fs.recover()?;
-        fs.background.start(&fs, tasks)?;
-        Ok(fs)
+        Ok((fs, tasks))
     }
 
     /// Reads the lists under inode 0 and does what they say.
@@ -183,14 +202,21 @@ impl Fs {
             .try_for_each(|inos| self.recover_times(inos))
     }
 
-    /// Enlarges the file system to the volume's size (grow the volume first). Returns the new
-    /// size in blocks.
+    /// Enlarges volume and file system to at least `bytes`, while both are in use; durable on
+    /// return. Returns the size, in bytes. Nothing shrinks: a size below the present one only
+    /// finishes an enlargement that a crash cut short, which leaves a file system smaller than its
+    /// volume.
     ///
     /// # Errors
-    /// As for any change.
-    pub fn grow(&self) -> FsResult<u64> {
-        let blocks = self.engine.volume.info().blocks;
-        let (_, mark) = self.engine.change(0, |core| {
+    /// The volume refuses (too large; members do not store its new size), or as for any change.
+    pub fn grow(&self, bytes: u64) -> FsResult<u64> {
+        let volume = &self.engine.volume;
+        let wanted = bytes.div_ceil(PAGE_BYTES as u64);
+        if wanted > volume.info().blocks {
+            volume.grow(wanted)?;
+        }
+        let blocks = volume.info().blocks;
+        let ((), mark) = self.engine.change(0, |core| {
             if blocks > core.sb.blocks {
                 core.grow_to(blocks);
             }
@@ -198,7 +224,7 @@ impl Fs {
         })?;
         self.engine.commit()?;
         self.flush_wait(mark)?;
-        Ok(blocks)
+        Ok(blocks * PAGE_BYTES as u64)
     }
 
     /// Makes everything durable and stops the background work. The object still answers, but

@@ -1,8 +1,9 @@
 //! ONC RPC: messages, records, connections, and the threads that serve them.
 //!
 //! `message` knows heads, `record` the framing of a stream, `conn` one connection, `pool` the
-//! threads, `gate` how many calls may wait at once, `hold` when replies may leave, `udp` datagrams. Here: programs, how a call
-//! reaches one, and how its reply finds the way back, from any thread, in any order.
+//! threads, `gate` how many calls may wait at once, `hold` when replies may leave, `udp`
+//! datagrams. Here: programs, how a call reaches one, and how its reply finds the way back, from
+//! any thread, in any order.
 
 pub mod conn;
 pub mod gate;

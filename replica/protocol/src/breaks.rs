@@ -12,7 +12,7 @@ pub enum Break {
     OldGenerationAccepted,
     /// A member accepts a claim with the promised number from another claimant.
     EqualGenerationAccepted,
-    /// Activation uses positions from the answers to the ask.
+    /// Activation uses positions from the answers to the ask: who holds more by now is cut back.
     PositionsFromAsk,
     /// A smaller set is proposed before those that stay are durable up to the commit position.
     ShrinkBeforeLevel,

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::limits::{MAX_GENERATION, MAX_SEQ};
+
 /// Bytes in one block, the unit of a volume.
 pub const BLOCK_BYTES: usize = 4096;
 
@@ -154,8 +156,8 @@ impl GenerationTable {
     /// Rows kept at most.
     pub const MAX: usize = 256;
 
-    /// Builds a table from its parts; `None` if rows do not strictly increase above `floor` or
-    /// are too many.
+    /// Builds a table from its parts; `None` if rows do not strictly increase above `floor`, are
+    /// too many, or leave the range of generations or places.
     pub fn from_parts(floor: Seq, rows: Vec<(u64, Seq)>) -> Option<Self> {
         let mut last = (0, floor);
         for &(g, s) in &rows {
@@ -164,7 +166,14 @@ impl GenerationTable {
             }
             last = (g, s);
         }
-        (rows.len() <= Self::MAX).then_some(Self { rows, floor })
+        let in_range = last.0 <= MAX_GENERATION && last.1.0 <= MAX_SEQ;
+        (in_range && rows.len() <= Self::MAX).then_some(Self { rows, floor })
+    }
+
+    /// Whether the table could have come from [`GenerationTable::from_parts`]: one that was decoded
+    /// is not believed before.
+    pub fn is_sound(&self) -> bool {
+        Self::from_parts(self.floor, self.rows.clone()).is_some()
     }
 
     /// The rows, oldest first.

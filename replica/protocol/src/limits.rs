@@ -22,6 +22,13 @@ pub const MAX_ANSWER: usize = 4 << 20;
 pub const MAX_MEMBERS: usize = 9;
 /// Data replicas in the in-sync set, at most (design section 6).
 pub const MAX_IN_SYNC: usize = 3;
+/// Generation numbers go up to here. Each claim adds one to the highest heard: one from which none
+/// could follow, believed once, would end a volume.
+pub const MAX_GENERATION: u64 = 1 << 62;
+/// Places in a history go up to here: a million operations a second for 146,000 years.
+pub const MAX_SEQ: u64 = 1 << 62;
+/// Bytes of entries given in answer to one `Fetch`, at most; the last entry may go beyond.
+pub const MAX_FETCH_BYTES: u32 = 8 << 20;
 /// Bytes of a node name, at most.
 pub const MAX_NAME: usize = 64;
 /// Lease length by default, in milliseconds.

@@ -4,7 +4,8 @@
 //! **Space credits.** Each [`crate::frame::Kind::Durable`] and [`Welcome`] states how many bytes
 //! of new data the upstairs may have sent in all since this connection began. The upstairs counts
 //! every written byte as new; it stops with ENOSPC before it passes the smallest limit of its
-//! in-sync set. So a full pool is an error to the writer, never a broken promise (design 5).
+//! in-sync set, but for batches that only write over what is written, where all their pools
+//! overwrite in place. So a full pool is an error to the writer, never a broken promise (design 5).
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use thiserror::Error;
 
 use crate::checksum::Checksum;
 use crate::ids::{Generation, GenerationTable, MemberId, Millis, Position, Seq, VolumeId};
-use crate::limits::MAX_FRAME_META;
+use crate::limits::{LEASE_RANGE_MS, MAX_FRAME_META, MAX_GENERATION, MAX_NAME, MAX_SEQ};
 use crate::record::{MemberKind, Record};
 
 /// From the upstairs to a member.
@@ -78,6 +79,14 @@ pub enum Request {
     },
     /// Find out how the member is. Answered with [`Reply::Welcome`].
     Status,
+    /// First on a connection that carries nothing but [`Request::Renew`], so that no load and no
+    /// disk can keep a renewal waiting. Answered with [`Reply::Done`].
+    Attend {
+        /// The volume.
+        volume: VolumeId,
+        /// The member that should be there.
+        member: Option<MemberId>,
+    },
 }
 
 /// From a member to the upstairs.
@@ -159,7 +168,9 @@ pub struct Welcome {
     pub data: DataState,
     /// Its history; the end may not be durable yet.
     pub table: GenerationTable,
-    /// Durable end.
+    /// Durable end; of a witness, the version of its record ([`RecordVersion::position`]).
+    ///
+    /// [`RecordVersion::position`]: crate::record::RecordVersion::position
     pub durable: Position,
     /// Everything up to here has left the log: it cannot be cut off any more.
     pub checkpointed: Seq,
@@ -173,6 +184,34 @@ pub struct Welcome {
     pub pool_free: u64,
     /// Size of its pool in bytes.
     pub pool_size: u64,
+}
+
+impl Welcome {
+    /// Why this cannot be believed, if it cannot: numbers from the network are bounded before they
+    /// are reckoned with.
+    pub fn problem(&self) -> Option<&'static str> {
+        let place = |s: Seq| s.0 <= MAX_SEQ;
+        // Twice what the longest lease and its margin make.
+        let longest = LEASE_RANGE_MS.end() * 2;
+        if let Some(problem) = self.record.problem() {
+            Some(problem)
+        } else if !self.table.is_sound() {
+            Some("its generation table cannot be")
+        } else if self.promise.number > MAX_GENERATION
+            || self.durable.generation > MAX_GENERATION
+            || ![self.durable.seq, self.checkpointed, self.log_first]
+                .into_iter()
+                .all(place)
+            || matches!(self.data, DataState::Mixed(common) if !place(common))
+            || self.opens > MAX_SEQ
+        {
+            Some("a generation, place or counter is out of range")
+        } else if self.lease_left.0 > longest || self.holder.len() > MAX_NAME {
+            Some("the promise that it tells of cannot be")
+        } else {
+            None
+        }
+    }
 }
 
 /// Why a member does not do what was asked. Wording is stable.
@@ -214,6 +253,10 @@ pub enum Refusal {
     /// The request makes no sense in this state.
     #[error("bad request: {0}")]
     BadRequest(String),
+    /// The log does not hold this entry, or no longer holds its data: whoever lacks it needs a
+    /// resync.
+    #[error("operation {0} is not in the log")]
+    NotInLog(Seq),
 }
 
 fn config() -> impl bincode::config::Config {

@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{MemberId, Millis, Position, VolumeId};
-use crate::limits::{LEASE_RANGE_MS, MAX_IN_SYNC, MAX_MEMBERS, MAX_NAME, MAX_VOLUME_BLOCKS};
+use crate::ids::{MemberId, Millis, Position, Seq, VolumeId};
+use crate::limits::{
+    LEASE_RANGE_MS, MAX_GENERATION, MAX_IN_SYNC, MAX_MEMBERS, MAX_NAME, MAX_SEQ, MAX_VOLUME_BLOCKS,
+};
 
 /// Order of records: the generation number that wrote it, then a counter within that reign.
 #[derive(
@@ -17,6 +19,16 @@ pub struct RecordVersion {
     pub generation: u64,
     /// Counts up within the generation.
     pub number: u64,
+}
+
+impl RecordVersion {
+    /// As a place: what a witness, which has no history, shows to have made durable.
+    pub fn position(self) -> Position {
+        Position {
+            generation: self.generation,
+            seq: Seq(self.number),
+        }
+    }
 }
 
 /// What a member is.
@@ -40,7 +52,8 @@ pub struct MemberInfo {
     /// How often its region had been opened when this record was written. A region that shows
     /// less was rolled back (design section 5) and neither votes nor counts.
     pub opens: u64,
-    /// A position that it had made durable when this record was written, likewise.
+    /// A position that it had made durable when this record was written, likewise. Of a witness:
+    /// the version of a record that it had stored, see [`RecordVersion::position`].
     pub durable: Position,
 }
 
@@ -104,9 +117,21 @@ impl Record {
             Some("lease length out of range")
         } else if self.min_copies == 0 || usize::from(self.min_copies) > MAX_IN_SYNC {
             Some("least number of copies out of range")
+        } else if !self.numbers_in_range() {
+            Some("a generation, place or counter out of range")
         } else {
             None
         }
+    }
+
+    fn numbers_in_range(&self) -> bool {
+        let version = self.version.position();
+        let places = self.members.iter().map(|m| m.durable).chain([version]);
+        let opens = self.members.iter().map(|m| m.opens);
+        places
+            .into_iter()
+            .all(|p| p.generation <= MAX_GENERATION && p.seq.0 <= MAX_SEQ)
+            && opens.chain([self.losses]).all(|n| n <= MAX_SEQ)
     }
 
     /// The members that keep data.

@@ -18,6 +18,7 @@ use trivet_protocol::frame::{Kind, Versions};
 use trivet_protocol::io::FrameWriter;
 use trivet_transport::Writer as Socket;
 
+use super::lease::LeaseDoor;
 use crate::upstairs::OutFrame;
 
 /// The writer thread looks again after this long, whatever the socket says.
@@ -33,6 +34,8 @@ pub struct Link {
     writer: Mutex<Writer>,
     /// Signalled when the writer thread has to go on.
     stuck: Condvar,
+    /// Renewals leave here while it is open.
+    pub(super) lease: LeaseDoor,
 }
 
 #[derive(Default)]

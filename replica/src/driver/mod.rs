@@ -1,13 +1,18 @@
 //! Drives an [`Upstairs`] with real time, threads and sockets, and shows it as a [`Volume`].
 //!
 //! Threads: for each link one that connects and reads and one that writes when a socket is full;
-//! one that makes time pass. Callers' own threads do the rest: they order, send and, for reads
-//! from a replica in this process, read and verify.
+//! one that makes time pass, and one that looks after the links ([`ways`]). Callers' own threads do
+//! the rest: they order, send and, for reads from a replica in this process, read and verify. The
+//! lease has threads of its own ([`lease`]), which never run what may wait: one that asks for
+//! renewals, and for each link one that hears the answers.
 //!
 //! Locks: the state machine's is taken for microseconds and never held over a system call. Frames
 //! are queued on their links under it, so that each stream has the state machine's order.
 
+mod lease;
 mod link;
+mod members;
+mod ways;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,32 +23,34 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use trivet_protocol::frame::Versions;
-use trivet_protocol::io::FrameReader;
-use trivet_protocol::{Block, Checksum, Generation, Now, Recorder, Seq, VolumeId};
-use trivet_transport::{Connection, Expect, Security, TransportError};
+use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Recorder, Seq, VolumeId};
+use trivet_transport::Security;
 
 use crate::upstairs::{
-    ActivateError, ActivateOptions, Config, Effect, LinkId, Notice, Prepared, Status, Submitted,
-    Upstairs, Verify, WaitId,
+    ActivateError, ActivateOptions, Config, Effect, LinkId, MAX_LINKS, Notice, Prepared, Status,
+    Submitted, Upstairs, Verify, WaitId,
 };
 use crate::volume::{
     BLOCK_BYTES, Batch, FlushDone, ReadDone, SpaceInfo, Ticket, Volume, VolumeError, VolumeInfo,
     check_read,
 };
 use link::Link;
+pub use members::{MemberError, NewMember};
+use ways::Way;
 
 /// How often time passes for the state machine.
 const TICK: Duration = Duration::from_millis(5);
-/// A host that does not answer is given up after this long.
-const CONNECT: Duration = Duration::from_millis(500);
-/// One that does has this long to prove who it is; a busy machine may take a while.
-const HANDSHAKE: Duration = Duration::from_secs(2);
-/// Between two attempts to connect.
-const RECONNECT: Duration = Duration::from_millis(100);
+/// A volume is handed back unflushed if it cannot be flushed within this time.
+const HAND_BACK_FLUSH: Duration = Duration::from_secs(5);
+/// Members are given this long to store a hand-back.
+const HAND_BACK: Duration = Duration::from_secs(1);
 
 /// A replica in this process that can be read without a connection. It must answer `None` unless
 /// it has applied everything up to `seen` of this generation.
 pub trait LocalReplica: Send + Sync {
+    /// Who it is.
+    fn member(&self) -> MemberId;
+
     /// Content and checksums of a range, unverified.
     fn read_local(
         &self,
@@ -93,12 +100,16 @@ struct Inner {
     held_until: AtomicU64,
     state: Mutex<State>,
     room: Condvar,
+    /// One for each link that there may be, so that sending needs no lock to find it.
     links: Vec<Link>,
+    ways: Vec<Mutex<Option<Arc<Way>>>>,
     security: Security,
     versions: Versions,
     local: Option<Arc<dyn LocalReplica>>,
     recorder: Arc<dyn Recorder>,
     notices: Mutex<mpsc::Sender<Notice>>,
+    /// What the lease's threads leave to be done by the one that makes time pass.
+    handed: Mutex<Vec<Todo>>,
     stop: AtomicBool,
 }
 
@@ -112,18 +123,31 @@ struct Todo {
     room: bool,
 }
 
+impl Todo {
+    fn is_empty(&self) -> bool {
+        self.kick.is_empty()
+            && self.reset.is_empty()
+            && self.verify.is_empty()
+            && self.done.is_empty()
+            && !self.room
+    }
+}
+
 /// An active (or activating) upstairs as a volume.
 pub struct ReplicatedVolume {
     inner: Arc<Inner>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// One change of the members at a time.
+    changing: Mutex<()>,
 }
 
 /// What [`ReplicatedVolume::start`] needs.
 pub struct Start {
     /// The state machine's part.
     pub config: Config,
-    /// Where each link leads, in the order of `config.links`.
-    pub addresses: Vec<SocketAddr>,
+    /// Where each link leads, in the order of `config.links`: addresses in the order of preference,
+    /// the replication network first.
+    pub addresses: Vec<Vec<SocketAddr>>,
     /// How connections are protected; under TLS each link must lead to the node that it is
     /// called after.
     pub security: Security,
@@ -143,7 +167,10 @@ impl ReplicatedVolume {
     pub fn start(start: Start) -> std::io::Result<(ReplicatedVolume, mpsc::Receiver<Notice>)> {
         let (notices, receiver) = mpsc::channel();
         let volume = start.config.volume;
-        let links = start.addresses.iter().map(|_| Link::default()).collect();
+        if start.addresses.len() > MAX_LINKS || start.addresses.iter().any(Vec::is_empty) {
+            let why = format!("1 to {MAX_LINKS} members, each with an address, can be linked");
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, why));
+        }
         let nodes = start.config.links.clone();
         let upstairs = Upstairs::new(start.config);
         let state = State {
@@ -157,30 +184,30 @@ impl ReplicatedVolume {
             held_until: AtomicU64::new(0),
             state: Mutex::new(state),
             room: Condvar::new(),
-            links,
+            links: (0..MAX_LINKS).map(|_| Link::default()).collect(),
+            ways: (0..MAX_LINKS).map(|_| Mutex::default()).collect(),
             security: start.security,
             versions: start.versions,
             local: start.local,
             recorder: start.recorder,
             notices: Mutex::new(notices),
+            handed: Mutex::default(),
             stop: AtomicBool::new(false),
         });
         let mut threads = Vec::new();
-        for (i, (addr, node)) in start.addresses.into_iter().zip(nodes).enumerate() {
-            let (link, reader, writer) = (LinkId::from_index(i), inner.clone(), inner.clone());
-            threads.push(spawn(format!("link-{i}"), move || {
-                reader.run_link(link, addr, &Expect::Node(node))
-            })?);
-            threads.push(spawn(format!("link-{i}-out"), move || {
-                writer.links[i].run_writer(|| writer.stopped());
-            })?);
+        let links = (0..MAX_LINKS).map(LinkId::from_index);
+        for ((link, addresses), node) in links.zip(start.addresses).zip(nodes) {
+            inner.open_way(link, Way::new(node, addresses, false))?;
         }
-        let ticker = inner.clone();
-        threads.push(spawn("lease".into(), move || ticker.run_ticks())?);
+        let (ticker, keeper, renewer) = (inner.clone(), inner.clone(), inner.clone());
+        threads.push(spawn("time".into(), move || ticker.run_ticks())?);
+        threads.push(spawn("lease".into(), move || renewer.run_renewals())?);
+        threads.push(spawn("links".into(), move || keeper.look_after_links())?);
         Ok((
             ReplicatedVolume {
                 inner,
                 threads: Mutex::new(threads),
+                changing: Mutex::default(),
             },
             receiver,
         ))
@@ -204,15 +231,24 @@ impl ReplicatedVolume {
             .unwrap_or(Err(ActivateError::WrongState(self.inner.volume)))
     }
 
-    /// Flushes, gives the volume back and waits until the members stored that, at most 1 s.
-    /// Nothing works afterwards.
+    /// Flushes, gives the volume back and waits until the members stored that: at most 5 s for the
+    /// one and 1 s for the other. Nothing works afterwards.
     ///
     /// # Errors
-    /// The flush failed: what was not flushed before may be lost.
+    /// The flush failed, or could not be done in time (fewer copies than the policy asks for, no
+    /// lease): what was not flushed before may be lost.
     pub fn hand_back(&self) -> Result<(), VolumeError> {
-        let flushed = self.flush_all();
+        let (tx, rx) = mpsc::sync_channel(1);
+        self.flush_then(
+            self.last_ticket(),
+            Box::new(move |flushed| drop(tx.try_send(flushed))),
+        );
+        let flushed = rx.recv_timeout(HAND_BACK_FLUSH).unwrap_or_else(|_| {
+            let why = format!("no flush within {} s", HAND_BACK_FLUSH.as_secs());
+            Err(VolumeError::NotActive(why))
+        });
         self.inner.with(|u, now| u.hand_back(now));
-        let deadline = Instant::now() + Duration::from_secs(1);
+        let deadline = Instant::now() + HAND_BACK;
         let mut state = self.inner.lock();
         while state.upstairs.handing_back() && Instant::now() < deadline {
             let wait = self.inner.room.wait_timeout(state, TICK);
@@ -237,6 +273,7 @@ impl Drop for ReplicatedVolume {
         self.inner.stop.store(true, Ordering::Release);
         self.inner.links.iter().for_each(Link::close);
         self.inner.room.notify_all();
+        self.inner.end_ways();
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for t in threads {
@@ -319,6 +356,15 @@ impl Inner {
                         todo.kick.push(link);
                     }
                 }
+                Effect::Renew(link, frame) => {
+                    if let Some(l) = self.links.get(link.index())
+                        && !l.lease.send(&frame.frame)
+                        && l.push(frame)
+                        && !todo.kick.contains(&link)
+                    {
+                        todo.kick.push(link);
+                    }
+                }
                 Effect::Reset(link) => todo.reset.push(link),
                 Effect::Verify(v) => todo.verify.push(v),
                 Effect::Room => todo.room = true,
@@ -371,63 +417,38 @@ impl Inner {
     }
 
     fn run_ticks(&self) {
-        // Best effort: without the privilege the thread runs as any other.
-        let _ = rustix::process::setpriority_process(None, -10);
+        lease::prefer();
         while !self.stopped() {
             self.with(|u, now| u.tick(now));
+            let handed = std::mem::take(&mut *self.handed());
+            handed.into_iter().for_each(|todo| self.perform(todo));
             thread::park_timeout(TICK);
         }
     }
 
-    fn run_link(&self, link: LinkId, addr: SocketAddr, expect: &Expect) {
-        let mut told = None;
+    fn handed(&self) -> MutexGuard<'_, Vec<Todo>> {
+        // Whole at any moment.
+        self.handed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for renewals in time, and does nothing else.
+    fn run_renewals(&self) {
+        lease::prefer();
         while !self.stopped() {
-            let connected = self
-                .security
-                .connect_within(addr, expect, CONNECT, HANDSHAKE);
-            let trouble = match connected {
-                Ok(connection) => self.serve_link(link, connection),
-                // It is down, and comes back by itself; the volume's status says so.
-                Err(TransportError::Connect { .. }) => None,
-                Err(e) => Some(e.to_string()),
-            };
-            // This stays until somebody does something: told once, not ten times a second.
-            if let Some(why) = trouble.filter(|why| told.as_ref() != Some(why)) {
-                tracing::warn!(volume = %self.volume, to = %addr, why, "no connection");
-                told = Some(why);
-            }
-            thread::park_timeout(RECONNECT);
+            self.with_lease(|u, now| u.tick_renewals(now));
+            thread::park_timeout(TICK);
         }
     }
 
-    /// To the end of the connection; returns why the member will have none.
-    fn serve_link(&self, link: LinkId, connection: Connection) -> Option<String> {
-        let (reader, writer) = connection.split();
-        self.links[link.index()].open(writer, self.versions);
-        self.with(|u, now| u.link_up(now, link));
-        let mut reader = FrameReader::with_versions(reader, self.versions);
-        let mut agreed = 0;
-        let mut refused = None;
-        while !self.stopped() {
-            match reader.next_frame() {
-                Ok(frame) => {
-                    // The first answer settles it; the rest only repeat it.
-                    if agreed == 0 {
-                        agreed = reader.version();
-                        self.links[link.index()].speak(agreed);
-                    }
-                    self.with(|u, now| u.frame(now, link, frame));
-                }
-                Err(e) => {
-                    tracing::debug!(link = link.0, error = %e, "connection to a member ended");
-                    refused = e.is_refusal().then(|| e.to_string());
-                    break;
-                }
-            }
+    /// As [`Inner::with`], for threads that must not run what may wait.
+    fn with_lease(&self, f: impl FnOnce(&mut Upstairs, Now)) {
+        let mut state = self.lock();
+        f(&mut state.upstairs, boot_time());
+        let todo = self.collect(&mut state);
+        drop(state);
+        if !todo.is_empty() {
+            self.handed().push(todo);
         }
-        self.links[link.index()].close();
-        self.with(|u, now| u.link_down(now, link));
-        refused
     }
 
     /// Reads from the replica in this process, on the caller's thread: no hand-over, no socket.
@@ -435,7 +456,9 @@ impl Inner {
         let local = self.local.as_ref()?;
         let (generation, seen) = {
             let state = self.lock();
-            let seen = state.upstairs.local_reads_from(boot_time())?;
+            let seen = state
+                .upstairs
+                .local_reads_from(boot_time(), local.member())?;
             (state.upstairs.generation(), seen)
         };
         let (data, sums) = local.read_local(generation, seen, block, count)?;

@@ -25,6 +25,11 @@ impl Prepared {
         Prepared::of(Entry::unplaced(volume, batch))
     }
 
+    /// Its operations, in order.
+    pub(super) fn ops(&self) -> &[trivet_protocol::Op] {
+        &self.entry.ops
+    }
+
     fn of(entry: Entry) -> Prepared {
         let meta = entry.encode_meta();
         let crc = entry.data.iter().fold(crc32c::crc32c(&meta), |crc, part| {

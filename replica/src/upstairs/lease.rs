@@ -19,7 +19,7 @@ impl Upstairs {
         let mut from: Vec<Now> = record
             .members
             .iter()
-            .filter_map(|m| self.peer(self.link_of(m.id)?).lease_from)
+            .filter_map(|m| self.promise_of(m.id))
             .collect();
         // A change of the member list needs promises of both majorities while it is under way.
         let needed = record.members.len() / 2 + 1;
@@ -31,7 +31,7 @@ impl Upstairs {
                     .record
                     .members
                     .iter()
-                    .filter_map(|m| self.peer(self.link_of(m.id)?).lease_from)
+                    .filter_map(|m| self.promise_of(m.id))
                     .collect();
                 from.sort_unstable_by(|a, b| b.cmp(a));
                 Some(from.get(p.record.members.len() / 2).copied())
@@ -43,6 +43,13 @@ impl Upstairs {
             (s, Some(p)) => s.zip(p).map(|(s, p)| s.min(p)),
         };
         start.map(|t| t + record.lease.duration())
+    }
+
+    /// When the running promise of a member was asked for, if it counts.
+    fn promise_of(&self, member: trivet_protocol::MemberId) -> Option<Now> {
+        let link = self.link_of(member)?;
+        self.votes(link).then_some(())?;
+        self.peer(link).lease_from
     }
 
     /// Whether something may be acknowledged at this moment.
@@ -76,24 +83,27 @@ impl Upstairs {
             .duration()
     }
 
-    pub(super) fn tick_lease(&mut self, now: Now) {
+    /// Asks for renewals when they are due, and does nothing else: for a thread that does nothing
+    /// else either, however busy the one is that calls [`Upstairs::tick`].
+    pub fn tick_renewals(&mut self, now: Now) {
         let holds = match &self.phase {
             Phase::Active => true,
             Phase::Activating(a) => a.holds_claim(),
             _ => false,
         };
-        if !holds {
+        if !holds || now.since(self.last_renew) < self.renew_interval() {
             return;
         }
-        if now.since(self.last_renew) >= self.renew_interval() {
-            self.last_renew = now;
-            for link in self.links() {
-                if self.peer(link).granted {
-                    self.ask(now, link, Ask::Renew, &Request::Renew);
-                }
+        self.last_renew = now;
+        for link in self.links() {
+            if self.peer(link).granted {
+                self.ask(now, link, Ask::Renew, &Request::Renew);
             }
-            self.forget_lost_questions(now);
         }
+        self.forget_lost_questions(now);
+    }
+
+    pub(super) fn tick_lease(&mut self, now: Now) {
         if !self.is_active() || self.lease_valid(now) {
             return;
         }

@@ -8,7 +8,6 @@
 use std::collections::BTreeSet;
 
 use trivet_protocol::breaks::{self, Break};
-use trivet_protocol::limits::MAX_IN_SYNC;
 use trivet_protocol::message::{DataState, Request, Tail, Welcome};
 use trivet_protocol::{MemberId, MemberInfo, MemberKind, Now, Record, RecordVersion, Seq};
 
@@ -28,20 +27,6 @@ pub struct Pending {
     pub changes_members: bool,
     /// What people are told once it is settled.
     notice: Option<Notice>,
-}
-
-/// Why a change of the members is not possible now.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChangeError {
-    /// Only the active node changes the list.
-    #[error("the volume is not active here; run this on the active node")]
-    NotActive,
-    /// One change at a time.
-    #[error("another change of the members is under way; try again in a moment")]
-    Busy,
-    /// It would break a rule.
-    #[error("{0}")]
-    Refused(String),
 }
 
 impl Upstairs {
@@ -101,8 +86,36 @@ impl Upstairs {
             .or(self.record.as_ref())
     }
 
+    /// Whether what is heard here counts as a vote: one that was rolled back shows less than it had
+    /// promised, and may have promised to others what it does not know of any more.
+    pub(super) fn votes(&self, link: LinkId) -> bool {
+        self.peer(link).unusable != Some(ROLLED_BACK)
+    }
+
+    /// Finds the rolled back among those that accepted the claim: neither their promise nor their
+    /// word for a record counts in this reign.
+    pub(super) fn note_rolled_back(&mut self) {
+        let Some(record) = self.record.clone() else {
+            return;
+        };
+        for link in self.links() {
+            let Some((_, w)) = self.peer(link).welcome.clone() else {
+                continue;
+            };
+            let info = record.member(w.member);
+            if info.is_some_and(|m| self.unusable(m, &w) == Some(ROLLED_BACK)) {
+                self.mark_unusable(link, w.member, ROLLED_BACK);
+            }
+        }
+    }
+
     /// Sends a record to every member of the old list and of the new.
     pub(super) fn propose(&mut self, now: Now, mut record: Record, notice: Option<Notice>) {
+        // Members would refuse it, and it could not be taken back: it must not be sent.
+        if let Some(problem) = record.problem() {
+            debug_assert!(false, "a record that nobody would store: {problem}");
+            return;
+        }
         self.last_record = now;
         for info in &mut record.members {
             let Some(link) = self.link_of(info.id) else {
@@ -111,6 +124,9 @@ impl Upstairs {
             let peer = self.peer(link);
             if let Some((_, w)) = &peer.welcome {
                 info.opens = info.opens.max(w.opens);
+            }
+            if let (MemberKind::Witness, Some(version)) = (info.kind, peer.recorded) {
+                info.durable = info.durable.max(version.position());
             }
             if peer.unusable.is_none() && record.in_sync.contains(&info.id) {
                 // Only what is committed: what is above may still be cut off by a successor.
@@ -133,7 +149,7 @@ impl Upstairs {
             notice,
         });
         for link in self.links() {
-            if self.peer(link).granted {
+            if self.peer(link).granted && self.votes(link) {
                 self.put_record(now, link);
             }
         }
@@ -146,10 +162,13 @@ impl Upstairs {
     }
 
     pub(super) fn on_recorded(&mut self, now: Now, link: LinkId, version: RecordVersion) {
-        let (Some(member), Some(pending)) = (self.peer(link).member, &mut self.pending) else {
+        let votes = self.votes(link);
+        let peer = self.peer_mut(link);
+        peer.recorded = peer.recorded.max(Some(version));
+        let (Some(member), Some(pending)) = (peer.member, &mut self.pending) else {
             return;
         };
-        if pending.record.version != version {
+        if pending.record.version != version || !votes {
             return;
         }
         pending.acks.insert(member);
@@ -169,6 +188,7 @@ impl Upstairs {
             return;
         };
         self.record = Some(pending.record);
+        self.let_go_of_removed();
         if let Some(notice) = pending.notice {
             self.notice(notice);
         }
@@ -189,7 +209,7 @@ impl Upstairs {
         }
     }
 
-    fn next_version(&self) -> RecordVersion {
+    pub(super) fn next_version(&self) -> RecordVersion {
         let newest = self.newest_record().map(|r| r.version).unwrap_or_default();
         if newest.generation == self.generation.number {
             RecordVersion {
@@ -206,19 +226,20 @@ impl Upstairs {
 
     /// A replica that has accepted our claim while we are active: bring it in line.
     pub(super) fn integrate(&mut self, now: Now, link: LinkId, w: &Welcome) {
+        let info = self.record.as_ref().and_then(|r| r.member(w.member));
+        let info = info.cloned();
+        let unusable = info.as_ref().and_then(|i| self.unusable(i, w));
+        if unusable == Some(ROLLED_BACK) {
+            // It is not made to look well by being given the newest record, either.
+            return self.mark_unusable(link, w.member, ROLLED_BACK);
+        }
         self.put_record(now, link);
-        let Some(info) = self
-            .record
-            .as_ref()
-            .and_then(|r| r.member(w.member))
-            .cloned()
-        else {
-            return;
-        };
+        let Some(info) = info else { return };
         if info.kind == MemberKind::Witness {
+            self.peer_mut(link).unusable = None;
             return;
         }
-        if let Some(why) = self.unusable(&info, w) {
+        if let Some(why) = unusable {
             return self.mark_unusable(link, w.member, why);
         }
         self.peer_mut(link).unusable = None;
@@ -233,6 +254,10 @@ impl Upstairs {
     /// Whether a replica's data can be counted at all (design section 5): lost, rolled back,
     /// damaged.
     pub(super) fn unusable(&self, info: &MemberInfo, w: &Welcome) -> Option<&'static str> {
+        if info.kind == MemberKind::Witness {
+            let back = w.opens < info.opens || w.durable < info.durable;
+            return (back && !breaks::on(Break::RolledBackCounts)).then_some(ROLLED_BACK);
+        }
         if w.data == DataState::Damaged {
             // Outside the set it is no matter: it is compared whole and rebuilt.
             return self
@@ -312,6 +337,9 @@ impl Upstairs {
             self.consider_shrink(now);
         }
         if self.pending.is_none() {
+            self.tick_replacing(now);
+        }
+        if self.pending.is_none() {
             self.refresh_record(now);
         }
     }
@@ -327,7 +355,9 @@ impl Upstairs {
                 .and_then(|p| p.welcome.as_ref())
                 .map_or(0, |(_, w)| w.opens);
             let behind = record.in_sync.contains(&m.id) && m.durable.seq < self.commit;
-            opens > m.opens || behind
+            let recorded = peer.and_then(|p| p.recorded).unwrap_or_default();
+            let newer = m.kind == MemberKind::Witness && recorded.generation > m.durable.generation;
+            opens > m.opens || behind || newer
         };
         if !due || !record.members.iter().any(known) {
             return;
@@ -390,46 +420,8 @@ impl Upstairs {
         self.propose(now, smaller, Some(Notice::LeftSet { member, why }));
     }
 
-    /// Proposes a larger set once a replica outside has everything.
-    pub(super) fn consider_join(&mut self, now: Now, link: LinkId) {
-        let peer = self.peer(link);
-        let (Some(member), true) = (peer.member, peer.flows() && self.is_active()) else {
-            return;
-        };
-        let Some(record) = self.record.as_ref().filter(|_| self.pending.is_none()) else {
-            return;
-        };
-        let replica = record
-            .member(member)
-            .is_some_and(|m| m.kind == MemberKind::Replica);
-        if !replica
-            || record.in_sync.contains(&member)
-            || peer.durable < self.commit
-            || self.stalled(now, member).is_some()
-        {
-            return;
-        }
-        let mut next = record.clone();
-        if next.in_sync.len() >= MAX_IN_SYNC {
-            // It may take the place of one that makes no progress, by this one record.
-            let stalled = next
-                .in_sync
-                .iter()
-                .copied()
-                .find(|m| self.stalled(now, *m).is_some());
-            let Some(gone) = stalled else { return };
-            next.in_sync.remove(&gone);
-            if !self.level_without(gone) {
-                return;
-            }
-        }
-        next.in_sync.insert(member);
-        next.version = self.next_version();
-        self.propose(now, next, Some(Notice::JoinedSet { member }));
-    }
-
     /// Whether every replica of the set but this one is durable up to the commit position.
-    fn level_without(&self, gone: MemberId) -> bool {
+    pub(super) fn level_without(&self, gone: MemberId) -> bool {
         self.record
             .iter()
             .flat_map(|r| r.in_sync.iter())
@@ -447,92 +439,5 @@ impl Upstairs {
         let why = format!("removed from the volume by record {:?}", record.version);
         self.peer_mut(link).refused = Some(why);
         self.activation_saw_record(now, &record);
-    }
-
-    // ---- changes that people ask for ----
-
-    /// Adds a member. A replica comes in empty and outside the set; it is resynced and joins.
-    ///
-    /// # Errors
-    /// [`ChangeError`].
-    pub fn add_member(&mut self, now: Now, info: MemberInfo) -> Result<(), ChangeError> {
-        self.change(now, |record| {
-            if record.member(info.id).is_some() {
-                return Err("it is a member already".into());
-            }
-            record.members.push(info);
-            Ok(())
-        })
-    }
-
-    /// Removes a member. One that is in sync is dropped from the set by the same record, which
-    /// must leave the least number of copies.
-    ///
-    /// # Errors
-    /// [`ChangeError`].
-    pub fn remove_member(&mut self, now: Now, id: MemberId) -> Result<(), ChangeError> {
-        let level = self.level_without(id);
-        self.change(now, |record| {
-            let before = record.members.len();
-            record.members.retain(|m| m.id != id);
-            if record.members.len() == before {
-                return Err("it is not a member".into());
-            }
-            let shrinks = record.in_sync.remove(&id);
-            if shrinks && record.in_sync.len() < usize::from(record.min_copies) {
-                return Err(format!(
-                    "only {} in-sync copies would be left, the policy asks for {}",
-                    record.in_sync.len(),
-                    record.min_copies
-                ));
-            }
-            if shrinks && !level {
-                return Err("the replicas that stay are still catching up; try again".into());
-            }
-            Ok(())
-        })
-    }
-
-    /// Enlarges the volume; settled like any record.
-    ///
-    /// # Errors
-    /// [`ChangeError`].
-    pub fn grow(&mut self, now: Now, blocks: u64) -> Result<(), ChangeError> {
-        self.change(now, |record| {
-            if blocks < record.blocks {
-                return Err(format!(
-                    "a volume of {} blocks cannot shrink",
-                    record.blocks
-                ));
-            }
-            record.blocks = blocks;
-            Ok(())
-        })
-    }
-
-    /// Whether no record is under way.
-    pub fn record_settled(&self) -> bool {
-        self.pending.is_none()
-    }
-
-    fn change(
-        &mut self,
-        now: Now,
-        edit: impl FnOnce(&mut Record) -> Result<(), String>,
-    ) -> Result<(), ChangeError> {
-        if !self.is_active() {
-            return Err(ChangeError::NotActive);
-        }
-        let (Some(record), None) = (&self.record, &self.pending) else {
-            return Err(ChangeError::Busy);
-        };
-        let mut next = record.clone();
-        edit(&mut next).map_err(ChangeError::Refused)?;
-        next.version = self.next_version();
-        if let Some(problem) = next.problem() {
-            return Err(ChangeError::Refused(problem.into()));
-        }
-        self.propose(now, next, None);
-        Ok(())
     }
 }

@@ -19,13 +19,16 @@
 //! matters is on the members.
 
 mod activate;
+mod change;
 mod history;
 mod lease;
+mod links;
 mod membership;
 mod peer;
 mod reads;
 mod reign;
 mod resync;
+mod scarce;
 mod status;
 mod stream;
 mod types;
@@ -38,7 +41,9 @@ use trivet_protocol::frame::{Frame, Header, Kind};
 use trivet_protocol::message::{self, Refusal, Reply, Request};
 use trivet_protocol::{Generation, MemberId, Now, Record, Seq};
 
+pub use change::ChangeError;
 pub use history::{OutFrame, Prepared};
+pub use links::MAX_LINKS;
 pub use peer::LinkId;
 pub use resync::ResyncStatus;
 pub use status::{MemberStatus, Status};
@@ -50,6 +55,7 @@ use history::History;
 use membership::Pending;
 use peer::Peer;
 use reads::Reads;
+use scarce::{Room, Scarce};
 
 /// Life of an upstairs. Transitions go through [`Upstairs::enter`]:
 /// Idle → Asking ⇄ Waiting, Asking → Claiming → Leveling → Settling → Active; Claiming and
@@ -74,12 +80,15 @@ pub struct Upstairs {
     /// The last record while a new reign is being prepared.
     kept: Option<Record>,
     pending: Option<Pending>,
+    /// A replica (or witness) that is to give its place to another one, once that is level.
+    replacing: Option<(MemberId, MemberId)>,
     peers: Vec<Peer>,
     history: History,
     commit: Seq,
     /// Flushes that wait for the commit position to reach a place.
     flushes: BTreeMap<Seq, Vec<WaitId>>,
     reads: Reads,
+    scarce: Scarce,
     next_request: u64,
     asked: BTreeMap<u64, Asked>,
     /// Completions held back while the lease is not valid (invariant 2).
@@ -88,6 +97,7 @@ pub struct Upstairs {
     room_wanted: bool,
     /// A new reign is being prepared: see [`reign`].
     renewing: bool,
+    renewing_since: Now,
     last_renew: Now,
     last_sync: Now,
     last_record: Now,
@@ -121,12 +131,15 @@ enum Ask {
     ChangedAtTarget,
     SumsAtSource(LinkId, u64),
     SumsAtTarget(u64),
+    /// Which blocks are written: see [`scarce`].
+    Written,
 }
 
 impl Upstairs {
     /// An upstairs that does nothing yet. Links are reported by [`Upstairs::link_up`].
     pub fn new(config: Config) -> Upstairs {
-        let peers = config.links.iter().map(|n| Peer::new(n.clone())).collect();
+        let links = config.links.iter().take(MAX_LINKS);
+        let peers = links.map(|n| Peer::new(n.clone())).collect();
         Upstairs {
             config,
             phase: Phase::Idle,
@@ -134,17 +147,20 @@ impl Upstairs {
             record: None,
             kept: None,
             pending: None,
+            replacing: None,
             peers,
             history: History::default(),
             commit: Seq::ZERO,
             flushes: BTreeMap::new(),
             reads: Reads::default(),
+            scarce: Scarce::default(),
             next_request: 1,
             asked: BTreeMap::new(),
             withheld: Vec::new(),
             lapsed_since: None,
             room_wanted: false,
             renewing: false,
+            renewing_since: Now::default(),
             last_renew: Now::default(),
             last_sync: Now::default(),
             last_record: Now::default(),
@@ -228,8 +244,16 @@ impl Upstairs {
         if !batch.frees()
             && let Some(e) = self.no_credit(batch.data_len() as u64)
         {
-            return Submitted::Failed(e);
+            match self.room_for(now, batch, e) {
+                Room::Overwrites => {}
+                Room::Asking => {
+                    self.room_wanted = true;
+                    return Submitted::Full;
+                }
+                Room::None(e) => return Submitted::Failed(e),
+            }
         }
+        self.scarce.ordered(batch);
         let seq = self.history.push(self.generation.number, batch.clone());
         self.pump_all();
         Submitted::At(seq)
@@ -336,11 +360,11 @@ impl Upstairs {
         self.stop("it was handed back".into());
     }
 
-    /// Whether members still have to confirm that they stored the hand-back.
+    /// Whether members still have to confirm that they stored the hand-back. A claim that is still
+    /// on its way is handed back once it is answered.
     pub fn handing_back(&self) -> bool {
-        self.asked
-            .values()
-            .any(|a| a.what == Ask::HandBack && self.peer(a.link).up)
+        let ends = |a: &Asked| matches!(a.what, Ask::HandBack | Ask::Claim);
+        self.asked.values().any(|a| ends(a) && self.peer(a.link).up)
     }
 
     // ---- frames ----
@@ -374,13 +398,23 @@ impl Upstairs {
             },
         );
         let header = self.header(Kind::Request, id);
-        self.send(link, header, message::encode(request));
+        if let Request::Renew = request {
+            let frame = Frame {
+                header,
+                meta: message::encode(request),
+                data: Vec::new(),
+            };
+            let out = OutFrame { frame, crc: None };
+            self.out.push(Effect::Renew(link, out));
+        } else {
+            self.send(link, header, message::encode(request));
+        }
         id
     }
 
     /// A connection to a member stands.
     pub fn link_up(&mut self, now: Now, link: LinkId) {
-        let Some(peer) = self.peers.get_mut(link.index()) else {
+        let Some(peer) = self.peers.get_mut(link.index()).filter(|p| !p.retired) else {
             return;
         };
         peer.connected(now);
@@ -389,7 +423,7 @@ impl Upstairs {
 
     fn hello(&mut self, now: Now, link: LinkId) {
         let (volume, node) = (self.config.volume, self.config.node.clone());
-        let member = self.peer(link).member;
+        let member = self.peer(link).member.or(self.peer(link).expected);
         self.ask(
             now,
             link,
@@ -410,6 +444,7 @@ impl Upstairs {
         peer.disconnected(now);
         self.asked.retain(|_, a| a.link != link);
         self.peer_mut(link).closing = false;
+        self.scarce.link_lost(link);
         self.resync_link_lost(now, link);
         self.reads_link_lost(now, link);
         self.activation_link_lost(now, link);
@@ -441,8 +476,17 @@ impl Upstairs {
         if std::mem::replace(&mut self.peer_mut(link).closing, true) {
             return;
         }
-        self.notice(Notice::LinkRefused { link, why });
+        self.tell_refused(link, why);
         self.out.push(Effect::Reset(link));
+    }
+
+    /// Asked again and again, on one connection after the other; said once.
+    fn tell_refused(&mut self, link: LinkId, why: String) {
+        let told = &mut self.peer_mut(link).told;
+        if told.as_ref() != Some(&why) {
+            *told = Some(why.clone());
+            self.notice(Notice::LinkRefused { link, why });
+        }
     }
 
     fn on_reply(&mut self, now: Now, link: LinkId, id: u64, reply: Reply) {
@@ -458,6 +502,8 @@ impl Upstairs {
             return;
         }
         match reply {
+            Reply::Sums(sums) if asked.what == Ask::Written => self.on_written(now, id, Some(sums)),
+            Reply::Refused(_) if asked.what == Ask::Written => self.on_written(now, id, None),
             Reply::Refused(refusal) => self.on_refused(now, link, asked.what, refusal),
             Reply::Welcome(w) => self.on_welcome(now, link, asked.sent, w),
             Reply::Granted(w) => self.on_granted(now, link, asked.sent, w),
@@ -494,6 +540,18 @@ impl Upstairs {
     }
 
     fn on_refused(&mut self, now: Now, link: LinkId, what: Ask, refusal: Refusal) {
+        let gone = what == Ask::Hello && matches!(refusal, Refusal::NotHere(_));
+        if gone && self.ask_who_is_there(now, link) {
+            return;
+        }
+        // Renewals are in no order with claims: one of an earlier generation of ours may arrive
+        // after the claim of the present one, and is refused in our own favour.
+        if let Refusal::Fenced { promise, .. } = &refusal
+            && what == Ask::Renew
+            && *promise == self.generation
+        {
+            return;
+        }
         match (&refusal, &self.phase) {
             (Refusal::Fenced { promise, holder }, Phase::Active)
                 if promise.number > self.generation.number
@@ -507,17 +565,19 @@ impl Upstairs {
                 let record = record.clone();
                 self.on_removed(now, link, *record);
             }
+            // Whoever refuses to be handed back has no promise to us.
+            _ if what == Ask::HandBack => {}
             (_, Phase::Activating(_)) => self.activation_refused(now, link, &what, refusal),
             _ => match what {
                 // An earlier holder's promise still runs there: asked again until it has ended.
                 Ask::Claim if matches!(refusal, Refusal::Leased { .. }) => {}
                 Ask::Hello | Ask::Claim => {
                     let why = refusal.to_string();
-                    // Asked again and again; said once.
-                    if self.peer(link).refused.as_ref() != Some(&why) {
-                        self.peer_mut(link).refused = Some(why.clone());
-                        self.notice(Notice::LinkRefused { link, why });
-                    }
+                    self.peer_mut(link).refused = Some(why.clone());
+                    self.tell_refused(link, why);
+                }
+                Ask::SumsAtTarget(id) if matches!(refusal, Refusal::Disk(_)) => {
+                    self.target_sums_unknown(now, link, id);
                 }
                 Ask::BeginResync
                 | Ask::FinishResync
@@ -533,6 +593,7 @@ impl Upstairs {
     /// Time passes; to be called at least every 10 ms or so. Drives renewals, time-outs, syncs.
     pub fn tick(&mut self, now: Now) {
         self.tick_activation(now);
+        self.tick_renewals(now);
         self.tick_lease(now);
         if self.is_active() {
             self.tick_sync(now);

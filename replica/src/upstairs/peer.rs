@@ -1,7 +1,7 @@
 //! What the upstairs knows of one member, by the link that leads to it.
 
 use trivet_protocol::message::{DataState, Welcome};
-use trivet_protocol::{MemberId, Now, Seq};
+use trivet_protocol::{MemberId, Now, RecordVersion, Seq};
 
 use super::resync::Resync;
 
@@ -37,8 +37,16 @@ pub enum Stream {
 pub struct Peer {
     /// Name of its node.
     pub node: String,
-    /// Who answered there; kept across connections.
+    /// Who answered there; kept across connections, until somebody else answers.
     pub member: Option<MemberId>,
+    /// Who is to answer there, where that was said when the link was made.
+    pub expected: Option<MemberId>,
+    /// The link was taken away; its place is free for another.
+    pub retired: bool,
+    /// The newest record that it stored, as it said.
+    pub recorded: Option<RecordVersion>,
+    /// The last refusal that people were told of: the same one is not told again.
+    pub told: Option<String>,
     /// A connection stands.
     pub up: bool,
     /// It talked nonsense or refused its stream: nothing more is heard until it is connected anew.
@@ -71,6 +79,8 @@ pub struct Peer {
     pub sent_bytes: u64,
     /// See [`trivet_protocol::message`].
     pub credit: u64,
+    /// Its pool overwrites in place: that takes no new space.
+    pub in_place: bool,
     /// As `credit`, but what it said last: less when others use up its pool. When that was.
     pub room: (u64, Now),
     /// Its data cannot be counted; why.
@@ -81,6 +91,8 @@ pub struct Peer {
     pub fenced: Option<Now>,
     /// When it was last asked to accept our claim while we serve.
     pub claimed: Now,
+    /// It let a read wait too long and has answered nothing since: others are asked first.
+    pub slow: bool,
     /// It is being brought back.
     pub resync: Option<Resync>,
 }
@@ -91,6 +103,10 @@ impl Peer {
         Peer {
             node,
             member: None,
+            expected: None,
+            retired: false,
+            recorded: None,
+            told: None,
             up: false,
             closing: false,
             since: Now::default(),
@@ -107,13 +123,38 @@ impl Peer {
             progress: Now::default(),
             sent_bytes: 0,
             credit: 0,
+            in_place: false,
             room: (0, Now::default()),
             unusable: None,
             mixed: false,
             fenced: None,
             claimed: Now::default(),
+            slow: false,
             resync: None,
         }
+    }
+
+    /// Somebody answered. What was known of another one who answered here before is forgotten:
+    /// nothing that one made durable counts for this one.
+    pub fn is_now(&mut self, member: MemberId) {
+        if self.member != Some(member) {
+            self.forget_member();
+            self.member = Some(member);
+        }
+    }
+
+    /// Whoever lived here is gone.
+    pub fn forget_member(&mut self) {
+        self.member = None;
+        self.recorded = None;
+        self.durable = Seq::ZERO;
+        self.unusable = None;
+        self.mixed = false;
+        self.fenced = None;
+        self.resync = None;
+        self.stream = Stream::Off;
+        self.granted = false;
+        self.lease_from = None;
     }
 
     /// A new connection: nothing said on an earlier one counts, but for what is durable.
@@ -144,6 +185,7 @@ impl Peer {
         self.credit = 0;
         self.room = (0, Now::default());
         self.closing = false;
+        self.slow = false;
     }
 
     /// Its answers count for durability and it can serve reads, as far as it itself goes:

@@ -138,9 +138,11 @@ impl Upstairs {
 
     fn start_read(&mut self, now: Now, wanted: Wanted) {
         let fresh = |l: &LinkId| self.readable(*l) && !wanted.tried.iter().any(|t| t.0 == *l);
-        let local = self.config.local.filter(fresh);
+        let slow = |l: &LinkId| self.peer(*l).slow;
+        let local = self.config.local.filter(|l| fresh(l) && !slow(l));
         // Without a replica here, the one that answers with the least outstanding.
-        let waiting = |l: &LinkId| self.reads.asked.values().filter(|r| r.link == *l).count();
+        let outstanding = |l: &LinkId| self.reads.asked.values().filter(|r| r.link == *l).count();
+        let waiting = |l: &LinkId| (slow(l), outstanding(l));
         let link = local.or_else(|| self.links().filter(fresh).min_by_key(waiting));
         let Some(link) = link else {
             return self.no_copy(now, wanted);
@@ -257,6 +259,7 @@ impl Upstairs {
     }
 
     pub(super) fn on_read_ok(&mut self, link: LinkId, frame: Frame) {
+        self.peer_mut(link).slow = false;
         let id = frame.header.seq;
         let wanted = self.reads.asked.get(&id);
         let wanted = wanted.map(|op| (op.link, op.wanted.block, op.wanted.count));
@@ -394,6 +397,8 @@ impl Upstairs {
             let tried = &op.wanted.tried;
             let fresh = |l: &LinkId| *l != op.link && !tried.iter().any(|t| t.0 == *l);
             let other = self.links().any(|l| self.readable(l) && fresh(&l));
+            let link = op.link;
+            self.peer_mut(link).slow = true;
             if other && let Some(op) = self.reads.asked.remove(&id) {
                 self.retry(now, op, false);
             }

@@ -38,6 +38,8 @@ impl Upstairs {
         if (majority || !self.lease_valid(now)) && !breaks::on(Break::ReadAfterLease) {
             let refused = self.peer(*first).refused.clone();
             let why = refused.unwrap_or_else(|| "another generation was promised".into());
+            // Nothing is answered from here on: whoever comes next need not wait for our promises.
+            self.release_claims(now);
             self.notice(Notice::Deposed {
                 holder: why.clone(),
             });
@@ -60,18 +62,24 @@ impl Upstairs {
                 return;
             }
             self.renewing = true;
+            self.renewing_since = now;
             if let Some(because_of) = self.peer(link).member {
                 self.notice(Notice::NewReign { because_of });
             }
         }
-        // One replica in sync that has everything durably is enough: the next reign starts from
-        // the longest history, and stops if that is not ours.
+        // One replica in sync that has everything durably is enough, also one that fences us: the
+        // next reign starts from the longest history, and stops if that is not ours. It may be
+        // that no such replica will ever be: one fences us, and another is there but cannot be
+        // continued from memory, and may not leave the set. Then, too, the next reign decides.
         let last = self.last();
         let kept = self.all_sets().any(|m| {
-            self.link_of(m)
-                .is_some_and(|l| self.peer(l).granted && self.peer(l).durable >= last)
+            self.link_of(m).is_some_and(|l| {
+                let p = self.peer(l);
+                p.up && (p.granted || p.fenced.is_some()) && p.durable >= last
+            })
         });
-        if kept && self.record_settled() && self.is_active() {
+        let waited = now.since(self.renewing_since) >= self.config.limits.lapse_patience;
+        if self.is_active() && (waited || (kept && self.record_settled())) {
             self.activate_again(now);
         }
     }

@@ -330,6 +330,16 @@ impl Upstairs {
         self.job_progress(now, link, id);
     }
 
+    /// The target cannot tell what it has there, since its checksums are damaged: all of it is
+    /// copied. (To give up would be to start over for ever.)
+    pub(super) fn target_sums_unknown(&mut self, now: Now, link: LinkId, id: u64) {
+        const UNLIKE_ANY: Checksum = Checksum([0xff; Checksum::BYTES]);
+        if let Some(job) = self.resync_mut(link).and_then(|r| r.jobs.get(&id)) {
+            let unknown = vec![UNLIKE_ANY; job.count as usize];
+            self.on_sums(now, link, &Ask::SumsAtTarget(id), unknown);
+        }
+    }
+
     /// Blocks of a job were read from some replica in sync, and verified.
     pub(super) fn copy_read(&mut self, now: Now, (link, id): (LinkId, u64), seen: Seq, v: &Verify) {
         let (block, count) = (v.block, v.sums.len() as u32);

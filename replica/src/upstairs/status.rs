@@ -3,7 +3,7 @@
 use trivet_protocol::message::DataState;
 use trivet_protocol::{MemberId, MemberKind, Millis, Now, Seq};
 
-use super::{Phase, ResyncStatus, Upstairs};
+use super::{LinkId, Phase, ResyncStatus, Upstairs};
 
 /// One member, as the active upstairs sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,9 +51,20 @@ pub struct Status {
     pub failures_tolerated: usize,
     /// It runs on a node without a replica of its own.
     pub diskless: bool,
+    /// Who is being replaced by whom.
+    pub replacing: Option<(MemberId, MemberId)>,
+    /// What people must know without asking: one line each.
+    pub warnings: Vec<String>,
 }
 
 impl Upstairs {
+    /// Who was found at a link's end, once its connection stands and it answered.
+    pub fn member_at(&self, link: LinkId) -> Option<MemberId> {
+        let peer = self.peers.get(link.index())?;
+        peer.welcome.as_ref().filter(|_| peer.up)?;
+        peer.member
+    }
+
     /// See [`Status`].
     pub fn status(&self, now: Now) -> Status {
         let members: Vec<MemberStatus> = self
@@ -101,14 +112,43 @@ impl Upstairs {
             },
             failures_tolerated: alive.saturating_sub(least).min(by_votes),
             diskless: self.config.local.is_none(),
+            replacing: self.replacing,
+            warnings: self.warnings(now),
             members,
         }
     }
 
+    fn warnings(&self, now: Now) -> Vec<String> {
+        let mut lines = Vec::new();
+        let Some(record) = self.record.as_ref().filter(|_| self.is_active()) else {
+            return lines;
+        };
+        if self.below_policy() {
+            lines.push(format!(
+                "{} in sync, and {} copies are asked for: no flush is answered until another \
+                 replica has caught up",
+                copies(record.in_sync.len()),
+                record.min_copies
+            ));
+        } else if record.in_sync.len() == 1 {
+            lines.push(
+                "only one copy is in sync: losing it loses data; bring another replica back, or \
+                 replace it"
+                    .to_owned(),
+            );
+        }
+        if !self.lease_valid(now) {
+            lines.push("no lease from a majority of members: nothing is answered".to_owned());
+        }
+        lines
+    }
+
     /// What a read from this node's own replica must reflect, if that replica may be read now.
-    pub fn local_reads_from(&self, now: Now) -> Option<Seq> {
+    /// `member` is who that is: another one may have come to live on the same node.
+    pub fn local_reads_from(&self, now: Now, member: MemberId) -> Option<Seq> {
         let link = self.config.local?;
-        let good = self.is_active() && self.lease_valid(now) && self.readable(link);
+        let ours = self.peer(link).member == Some(member);
+        let good = ours && self.is_active() && self.lease_valid(now) && self.readable(link);
         good.then(|| self.last())
     }
 
@@ -135,5 +175,12 @@ impl Upstairs {
     /// How long callers are kept waiting.
     pub fn lapse_patience(&self) -> std::time::Duration {
         self.config.limits.lapse_patience
+    }
+}
+
+fn copies(n: usize) -> String {
+    match n {
+        1 => "only one copy is".to_owned(),
+        n => format!("{n} copies are"),
     }
 }

@@ -1,5 +1,6 @@
 //! The ordered stream to each replica: entries, syncs, and what comes back.
 
+use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::frame::{Header, Kind};
 use trivet_protocol::message::{DataState, Request, Welcome};
 use trivet_protocol::{MemberId, Now, Seq};
@@ -103,14 +104,21 @@ impl Upstairs {
         }
         let upto = Seq(header.seq);
         let peer = self.peer_mut(link);
+        peer.slow = false;
+        peer.in_place = header.commit > Seq::ZERO;
         peer.credit = peer.credit.max(header.aux);
         peer.room = (header.aux, now);
         if peer.stream != Stream::On || upto > peer.sent {
             return;
         }
+        // It waits for room in its log, and makes some: that is no standstill.
+        if header.trim > Seq::ZERO {
+            peer.progress = now;
+        }
         if upto > peer.durable {
             peer.durable = upto;
             peer.progress = now;
+            peer.told = None;
         }
         if self.peer(link).sync_wanted {
             self.sync_peer(link);
@@ -215,7 +223,9 @@ impl Upstairs {
         peer.credit = w.credit;
         peer.room = (w.credit, now);
         peer.sent_bytes = 0;
-        if end > common {
+        // Who trusts what was said before the claim believes that nothing follows.
+        let trusting = breaks::on(Break::PositionsFromAsk) && common > Seq::ZERO;
+        if end > common || trusting {
             peer.stream = Stream::Cutting(common);
             self.ask(now, link, Ask::Cut, &Request::Cut(common));
         } else {

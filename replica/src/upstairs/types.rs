@@ -86,6 +86,9 @@ pub struct ActivateOptions {
 pub enum Effect {
     /// Send this, after everything sent to the link before.
     Send(LinkId, OutFrame),
+    /// Send this renewal, on a connection of its own where there is one: it is in no order with
+    /// anything else, and must not wait behind anything.
+    Renew(LinkId, OutFrame),
     /// Close the link's connection and open it again.
     Reset(LinkId),
     /// A flush is over.

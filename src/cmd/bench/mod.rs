@@ -1,5 +1,6 @@
 //! `trivet bench`: load on a volume, its limits beside it, one table.
 
+mod fs;
 mod nfs;
 mod subject;
 
@@ -24,6 +25,8 @@ pub enum Bench {
     Volume(VolumeArgs),
     /// Measure any NFSv3 server: small durable writes, reads, streams, attributes
     Nfs(nfs::NfsArgs),
+    /// Measure any directory: small durable writes, streams, many small files
+    Fs(fs::FsArgs),
 }
 
 /// Which volume, and how much.
@@ -106,6 +109,7 @@ pub fn run(args: Bench, format: Format) -> Result<(), CliError> {
     let args = match args {
         Bench::Volume(args) => args,
         Bench::Nfs(args) => return nfs::run(args, format),
+        Bench::Fs(args) => return fs::run(&args, format),
     };
     let stop = Stop::on_signals()?;
     let suite = args.suite();

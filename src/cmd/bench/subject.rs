@@ -90,7 +90,7 @@ impl Processes {
             let replica = Downstairs::start(&binary, any, &pools, keys.get(i))?;
             hosts.push(Reach {
                 node: place.node.clone(),
-                address: replica.address(),
+                addresses: vec![replica.address()],
             });
             replicas.push(replica);
         }

@@ -22,15 +22,19 @@ use crate::output::{self, Format};
 use crate::size::Size;
 use crate::stop::Stop;
 
+/// Size of a new volume, if nothing else is said.
+const NEW_BYTES: u64 = 100 << 30;
+
 /// Where, how large, for whom.
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// Directory of the three replicas; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "var/trivet")]
     dir: PathBuf,
-    /// Size of a new volume (replicas take space as they are written)
-    #[arg(long, default_value = "100G")]
-    size: Size,
+    /// Size (replicas take space as they are written): of a new volume, 100G if not given; one
+    /// that exists is enlarged to it, and never shrinks
+    #[arg(long)]
+    size: Option<Size>,
     #[command(flatten)]
     export: export::ExportArgs,
     #[command(flatten)]
@@ -53,16 +57,26 @@ struct Running {
 /// What does not start, and why.
 pub fn run(args: UpArgs, format: Format) -> Result<(), CliError> {
     let stop = Stop::on_signals()?;
-    let embedded = Embedded::open_or_create(&args.dir, args.size.bytes(), Options::default())
+    let new = args.size.map_or(NEW_BYTES, Size::bytes);
+    let embedded = Embedded::open_or_create(&args.dir, new, Options::default())
         .map_err(|e| cluster_failed(&e))?;
     let volume: Arc<dyn Volume> = embedded.volume();
     let fs = open_fs(&volume)?;
+    let bytes = fs
+        .grow(args.size.map_or(0, Size::bytes))
+        .map_err(|e| fs_failed(&e))?;
+    if args.size.is_some_and(|s| s.bytes() < bytes) {
+        tracing::warn!(
+            bytes,
+            "the volume is larger than --size says; it does not shrink"
+        );
+    }
     let export = args.export.start(&fs, &volume)?;
     let mounted = args.mount.start(&fs)?;
     let info = volume.info();
     let running = Running {
         volume: info.id.to_string(),
-        bytes: info.blocks * trivet_replica::volume::BLOCK_BYTES as u64,
+        bytes,
         nfs: export.as_ref().map(|e| e.lines.clone()),
         mount: args.mount.line(),
         problems: embedded

@@ -32,7 +32,11 @@ impl MountArgs {
         };
         // Fails where a dead mount is in the way, which `mount` then clears.
         let _ = std::fs::create_dir_all(dir);
-        let options = FuseOptions::default();
+        let options = FuseOptions {
+            // Nobody else can serve this volume: all its replicas are in this process.
+            abort_when_lost: false,
+            ..FuseOptions::default()
+        };
         mount(Arc::clone(fs) as _, dir, &options)
             .map(Some)
             .map_err(failed)

@@ -3,6 +3,8 @@
 //! Harm that is for good (a lost disk, a restore from a backup, rot) befalls one node at most:
 //! that is what the design promises to survive. Everything else befalls anybody, at any time.
 
+use trivet_protocol::MemberKind;
+
 use crate::world::{Event, MS, World};
 
 impl World {
@@ -14,7 +16,7 @@ impl World {
         self.after(nanos, Event::Fault);
         let n = self.nodes.len() as u64;
         let node = self.rng.below(n) as usize;
-        let up = self.rng.below(n) as usize;
+        let up = self.rng.below(self.ups.len() as u64) as usize;
         match self.rng.below(25) {
             0 | 1 => self.crash_node(node),
             2 => self.kill_node(node),
@@ -23,13 +25,17 @@ impl World {
             6 | 7 => self.kill_up(up),
             8 => {
                 // A whole machine: its member and its upstairs.
-                self.kill_up(node);
+                if node < self.ups.len() {
+                    self.kill_up(node);
+                }
                 self.crash_node(node);
             }
             9 => {
                 self.say(|| "power cut of every node".into());
-                for i in 0..self.nodes.len() {
+                for i in 0..self.ups.len() {
                     self.kill_up(i);
+                }
+                for i in 0..self.nodes.len() {
                     self.crash_node(i);
                 }
             }
@@ -51,7 +57,10 @@ impl World {
             }
             15 => {
                 let action = ["sync", "write", "read"][self.rng.below(3) as usize];
-                let name = ["log", "e/", "head"][self.rng.below(3) as usize];
+                let mut name = ["log", "e/", "head"][self.rng.below(3) as usize];
+                if self.nodes[node].kind == MemberKind::Witness {
+                    name = "state";
+                }
                 self.say(|| format!("node {node}: the next {action} on {name} fails"));
                 self.nodes[node].disk.fail_next(action, name);
             }
@@ -72,6 +81,7 @@ impl World {
 
     fn crash_node(&mut self, node: usize) {
         self.say(|| format!("node {node} loses power"));
+        self.count("power cuts of a node");
         self.stop_node(node);
         let seed = self.rng.draw();
         self.nodes[node].disk.crash(seed);
@@ -80,6 +90,7 @@ impl World {
 
     fn kill_node(&mut self, node: usize) {
         self.say(|| format!("node {node}: its process is killed"));
+        self.count("kills of a node");
         self.stop_node(node);
         self.restart(node);
     }
@@ -114,6 +125,7 @@ impl World {
             return;
         }
         self.say(|| format!("up {up} is killed"));
+        self.count("kills of an upstairs");
         self.stop_up(up);
         let next = self.rng.below(self.ups.len() as u64) as usize;
         let nanos = self.rng.below(1_000 * MS);
@@ -167,6 +179,9 @@ impl World {
             }
             for direction in 0..2 {
                 for (up, node) in [(which, other), (other, which)] {
+                    if up >= self.ups.len() {
+                        continue;
+                    }
                     self.cut[up][node][direction] = true;
                     self.after(nanos, Event::Heal(up, node, direction));
                 }
@@ -179,7 +194,10 @@ impl World {
     /// Harm for good to the victim, once per world, in some worlds.
     fn harm(&mut self) {
         let node = self.victim;
-        if self.harmed || self.rng.one_in(2) {
+        // Where members change, a set of two or one may be all that there is: harm to it is not to
+        // be survived.
+        let bearable = !self.changing || self.nodes[node].kind == MemberKind::Witness;
+        if self.harmed || !bearable || self.rng.one_in(2) {
             return;
         }
         match self.rng.below(4) {
@@ -189,6 +207,7 @@ impl World {
                 self.gone_for_good = true;
                 self.stop_node(node);
                 self.nodes[node].disk.wipe();
+                self.nodes[node].disk.heal();
                 self.nodes[node].lost = true;
                 self.restart(node);
             }

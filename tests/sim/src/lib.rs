@@ -9,14 +9,18 @@
     reason = "a test fails by panicking"
 )]
 
+pub mod coverage;
 mod faults;
 mod model;
+pub mod scenario;
 mod world;
 
+use coverage::Coverage;
+use scenario::Kind;
 use trivet_protocol::breaks::{self, Break};
 
 /// What to run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// The world.
     pub seed: u64,
@@ -24,10 +28,34 @@ pub struct Options {
     pub trace: bool,
     /// A rule to switch off.
     pub broken: Option<Break>,
+    /// What the world is about.
+    pub about: About,
+}
+
+/// What worlds are about.
+#[derive(Clone, Copy, Default)]
+pub enum About {
+    /// The seed says: every other world tells a story.
+    #[default]
+    Seed,
+    /// Nothing: all is left to chance.
+    Chance,
+    /// One story.
+    Story(&'static Kind),
+}
+
+impl About {
+    pub(crate) fn of_seed(self, seed: u64) -> Option<&'static Kind> {
+        match self {
+            About::Seed => scenario::of_seed(seed),
+            About::Chance => None,
+            About::Story(kind) => Some(kind),
+        }
+    }
 }
 
 /// What was checked.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// Operations ordered.
     pub operations: u64,
@@ -39,6 +67,8 @@ pub struct Outcome {
     pub activations: u64,
     /// A hash of everything that happened: the same for the same seed.
     pub trace: u64,
+    /// What happened, how often.
+    pub coverage: Coverage,
 }
 
 impl Outcome {
@@ -48,7 +78,21 @@ impl Outcome {
         self.acks += o.acks;
         self.reads += o.reads;
         self.activations += o.activations;
+        self.trace ^= o.trace;
+        self.coverage.add(&o.coverage);
     }
+}
+
+/// Runs one world of the store's own model (one region alone, many more histories of it), and says
+/// whether it noticed that a rule is off.
+///
+/// # Errors
+/// What it noticed.
+pub fn run_store(seed: u64, broken: Break) -> Result<(), String> {
+    breaks::set(Some(broken));
+    let result = trivet_downstairs::model::run(seed, 250);
+    breaks::set(None);
+    result
 }
 
 /// Runs one world to its end.

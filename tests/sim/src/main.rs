@@ -14,26 +14,33 @@ use std::time::Instant;
 
 use clap::Parser;
 use trivet_protocol::breaks::Break;
-use trivet_sim::{Options, Outcome, run};
+use trivet_sim::{About, Options, Outcome, run, run_store, scenario};
 
 /// Deterministic simulation of a volume: one seed is one world.
 #[derive(Parser)]
 struct Args {
-    /// Number of seeds.
-    #[arg(long, default_value_t = 200)]
-    seeds: u64,
+    /// Number of seeds (by default 200; 60 for each rule with --mutants).
+    #[arg(long)]
+    seeds: Option<u64>,
     /// First seed.
     #[arg(long, default_value_t = 1)]
     from: u64,
     /// Print every step (with --seeds 1).
     #[arg(long)]
     trace: bool,
-    /// Switch each rule off in turn; each must be caught within so many seeds.
+    /// Switch each rule off in turn; each must be caught within so many seeds of its story.
     #[arg(long)]
     mutants: bool,
+    /// Tell this story in every world; `none` leaves all to chance. (By default every other world
+    /// tells a story.)
+    #[arg(long)]
+    story: Option<String>,
     /// Switch only this rule off.
     #[arg(long)]
     only: Option<String>,
+    /// Go on after a seed that failed, and name all that do.
+    #[arg(long)]
+    keep_going: bool,
     /// Threads.
     #[arg(long, default_value_t = 2)]
     threads: u64,
@@ -41,38 +48,54 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if args.mutants {
-        return mutants(&args);
-    }
-    let broken = match named(args.only.as_deref()) {
-        Ok(b) => b,
+    let chosen = named(args.only.as_deref()).and_then(|b| Ok((b, about(args.story.as_deref())?)));
+    let (broken, about) = match chosen {
+        Ok(chosen) => chosen,
         Err(e) => {
             eprintln!("error: {e}");
             return ExitCode::from(2);
         }
     };
+    if args.mutants {
+        return mutants(&args, broken);
+    }
     let began = Instant::now();
-    let (failed, total) = many(&args, broken, false);
+    let seeds = args.seeds.unwrap_or(200);
+    let (failed, total) = many(&args, seeds, broken, about);
     println!(
-        "sim: {} seeds, {} operations, {} acknowledgements, {} reads, {} activations checked \
-         in {:.1} s",
-        args.seeds,
+        "sim: {seeds} seeds, {} operations, {} acknowledgements, {} reads, {} activations checked \
+         in {:.1} s (trace {:016x})",
         total.operations,
         total.acks,
         total.reads,
         total.activations,
-        began.elapsed().as_secs_f64()
+        began.elapsed().as_secs_f64(),
+        total.trace
     );
+    println!("sim: per 100 seeds: {}", total.coverage.per(seeds));
     match failed {
         None => {
             println!("sim: ok");
             ExitCode::SUCCESS
         }
         Some((seed, why)) => {
+            let story = args.story.map(|s| format!(" --story {s}"));
+            let story = story.unwrap_or_default();
             println!("sim: seed {seed} FAILED: {why}");
-            println!("sim: replay with: trivet-sim --from {seed} --seeds 1 --trace");
+            println!("sim: replay with: trivet-sim --from {seed} --seeds 1 --trace{story}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn about(story: Option<&str>) -> Result<About, String> {
+    match story {
+        None => Ok(About::Seed),
+        Some("none") => Ok(About::Chance),
+        Some(name) => scenario::named(name).map(About::Story).ok_or_else(|| {
+            let all: Vec<_> = scenario::ALL.iter().map(|k| k.name).collect();
+            format!("no story is called {name}; there are {}", all.join(", "))
+        }),
     }
 }
 
@@ -86,7 +109,12 @@ fn named(name: Option<&str>) -> Result<Option<Break>, String> {
 }
 
 /// Runs seeds until one fails.
-fn many(args: &Args, broken: Option<Break>, quiet: bool) -> (Option<(u64, String)>, Outcome) {
+fn many(
+    args: &Args,
+    seeds: u64,
+    broken: Option<Break>,
+    about: About,
+) -> (Option<(u64, String)>, Outcome) {
     let next = AtomicU64::new(args.from);
     let stop = AtomicBool::new(false);
     let failed: Mutex<Option<(u64, String)>> = Mutex::new(None);
@@ -96,13 +124,14 @@ fn many(args: &Args, broken: Option<Break>, quiet: bool) -> (Option<(u64, String
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= args.from + args.seeds {
+                    if seed >= args.from + seeds {
                         break;
                     }
                     let options = Options {
                         seed,
-                        trace: args.trace && !quiet,
+                        trace: args.trace,
                         broken,
+                        about,
                     };
                     // A panic in the code under test is a failure like any other.
                     let result = std::panic::catch_unwind(|| run(&options))
@@ -110,11 +139,15 @@ fn many(args: &Args, broken: Option<Break>, quiet: bool) -> (Option<(u64, String
                     match result {
                         Ok(o) => total.lock().unwrap().add(&o),
                         Err(why) => {
+                            if args.keep_going {
+                                println!("sim: seed {seed} failed: {why}");
+                            } else {
+                                stop.store(true, Ordering::Relaxed);
+                            }
                             let mut failed = failed.lock().unwrap();
                             if failed.as_ref().is_none_or(|f| seed < f.0) {
                                 *failed = Some((seed, why));
                             }
-                            stop.store(true, Ordering::Relaxed);
                         }
                     }
                 }
@@ -131,28 +164,54 @@ fn panic_text(p: &Box<dyn std::any::Any + Send>) -> String {
         .unwrap_or_default()
 }
 
-fn mutants(args: &Args) -> ExitCode {
-    let mut missed = 0;
+/// What the store's own model notices. Some rules of the store are there for speed or for their
+/// own sake (a history that cannot be cut off is compared whole, and nothing is lost): the volume
+/// notices only now and then that they are off.
+fn by_the_store(broken: Break) -> Option<(String, String)> {
+    let rules = [Break::UncommittedCheckpointed];
+    let seeds = if rules.contains(&broken) { 300 } else { 0 };
+    let found = (0..seeds).find_map(|seed| Some((seed, run_store(seed, broken).err()?)));
+    found.map(|(seed, why)| (format!("seed {seed} of the store's own model"), why))
+}
+
+/// Shows for each rule that some seed of the story about it fails once the rule is off.
+fn mutants(args: &Args, only: Option<Break>) -> ExitCode {
+    // Panics are among what is hoped for here.
+    std::panic::set_hook(Box::new(|_| {}));
+    let seeds = args.seeds.unwrap_or(60);
+    let mut missed = Vec::new();
     for (broken, name) in Break::ALL {
-        if args.only.as_deref().is_some_and(|o| o != name) {
+        if only.is_some_and(|o| o != broken) {
             continue;
         }
         let began = Instant::now();
-        match many(args, Some(broken), true).0 {
-            Some((seed, why)) => {
+        let Some(story) = scenario::about(broken) else {
+            println!("mutant {name}: NO STORY is about it");
+            missed.push(name);
+            continue;
+        };
+        let (caught, _) = many(args, seeds, Some(broken), About::Story(story));
+        let caught = caught.map(|(seed, why)| (format!("seed {seed} of {}", story.name), why));
+        let caught = caught.or_else(|| by_the_store(broken));
+        let secs = began.elapsed().as_secs_f64();
+        match caught {
+            Some((by, why)) => {
                 let why = why.lines().next().unwrap_or_default();
-                let secs = began.elapsed().as_secs_f64();
-                println!("mutant {name}: caught by seed {seed} in {secs:.1} s: {why}");
+                println!("mutant {name}: caught by {by} in {secs:.1} s: {why}");
             }
             None => {
-                println!("mutant {name}: NOT CAUGHT by {} seeds", args.seeds);
-                missed += 1;
+                println!(
+                    "mutant {name}: NOT CAUGHT by {seeds} seeds of {} in {secs:.1} s",
+                    story.name
+                );
+                missed.push(name);
             }
         }
     }
-    if missed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    if missed.is_empty() {
+        println!("mutants: all caught");
+        return ExitCode::SUCCESS;
     }
+    println!("mutants: not caught: {}", missed.join(", "));
+    ExitCode::FAILURE
 }

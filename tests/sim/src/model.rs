@@ -11,7 +11,7 @@ use trivet_protocol::{GenerationTable, Seq};
 pub type Tag = u64;
 
 /// One operation as the model keeps it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ModelOp {
     /// First block, number of blocks, tag of the first (the next block has the next tag); a tag
     /// of 0 discards.

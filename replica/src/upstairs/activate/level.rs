@@ -36,11 +36,15 @@ impl Upstairs {
             record.losses += 1;
         }
         let lowest = chosen.iter().map(|c| c.2).min().unwrap_or(table.end().seq);
+        self.scarce.forget();
         self.history = History::adopt(table, lowest);
         self.commit = Seq::ZERO;
         self.record = Some(record);
         self.pending = None;
         let set: BTreeSet<_> = chosen.iter().map(|(_, w, _)| w.member).collect();
+        let commons = chosen.iter().map(|(_, w, common)| (w.member, *common));
+        let commons = commons.collect();
+        self.note_rolled_back();
         for peer in &mut self.peers {
             // What was said to be durable in an earlier attempt's history is not what counts now.
             (peer.durable, peer.sync_sent) = (Seq::ZERO, Seq::ZERO);
@@ -54,6 +58,7 @@ impl Upstairs {
                 since: now,
                 best,
                 set,
+                commons,
                 fetched,
             };
         }
@@ -123,6 +128,50 @@ impl Upstairs {
         }
     }
 
+    /// The best log has an entry no longer (one that was written in place and overwritten since):
+    /// replicas that need it are left out of the new set and resynced later. The history itself is
+    /// whole on the others, and they are still the best n-w+1 that were heard.
+    pub(in crate::upstairs) fn level_without_laggards(&mut self, now: Now, link: LinkId) {
+        let missing = self.history.held_to().next();
+        let table = self.history.table().clone();
+        let Some(Step::Leveling {
+            since,
+            best,
+            set,
+            commons,
+            fetched,
+        }) = self.step()
+        else {
+            return;
+        };
+        if *best != link {
+            return;
+        }
+        *since = now;
+        commons.retain(|_, common| *common >= missing);
+        let dropped: Vec<MemberId> = set
+            .iter()
+            .filter(|m| !commons.contains_key(m))
+            .copied()
+            .collect();
+        set.retain(|m| commons.contains_key(m));
+        let lowest = commons.values().min().copied().unwrap_or(table.end().seq);
+        *fetched = lowest >= table.end().seq;
+        let fetched = *fetched;
+        // Nothing was sent yet to those that stay: what they lack comes after what was fetched.
+        self.history = History::adopt(table, lowest);
+        for member in dropped {
+            if let Some(link) = self.link_of(member) {
+                self.peer_mut(link).stream = Stream::Off;
+            }
+        }
+        if fetched {
+            self.leveled(now);
+        } else {
+            self.fetch_more(now, link);
+        }
+    }
+
     /// The replicas that are being brought to the chosen history.
     pub(in crate::upstairs) fn leveling_set(&self) -> Option<&BTreeSet<MemberId>> {
         match &self.phase {
@@ -136,6 +185,11 @@ impl Upstairs {
 
     /// Called whenever a replica became durable further: is the new set level?
     pub(in crate::upstairs) fn leveled(&mut self, now: Now) {
+        if self.leveling_set().is_some() {
+            // What a write quorum of the recorded set has durably is committed, and is said so with
+            // the next renewal: a log that is full of it has to be emptied to take the rest.
+            self.commit = self.commit.max(self.durable_position());
+        }
         let last = self.history.last();
         let Phase::Activating(Activation {
             step: Step::Leveling { set, fetched, .. },

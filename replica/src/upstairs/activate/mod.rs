@@ -15,7 +15,7 @@
 
 mod level;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::frame::Frame;
@@ -52,6 +52,8 @@ enum Step {
         since: Now,
         best: LinkId,
         set: BTreeSet<MemberId>,
+        /// Up to where each of `set` shared the chosen history.
+        commons: BTreeMap<MemberId, Seq>,
         fetched: bool,
     },
     /// The first record of the reign is being stored.
@@ -165,11 +167,16 @@ impl Upstairs {
     // ---- asking ----
 
     pub(super) fn on_welcome(&mut self, now: Now, link: LinkId, sent: Now, w: Welcome) {
-        if w.record.volume != self.config.volume || w.record.problem().is_some() {
-            return self.refuse_link(link, "its record is of another volume or damaged".into());
+        if w.record.volume != self.config.volume {
+            return self.refuse_link(link, "its record is of another volume".into());
+        }
+        if let Some(problem) = w.problem() {
+            return self.refuse_link(link, format!("its answer is not believed: {problem}"));
+        }
+        if !self.note_member(link, &w) {
+            return;
         }
         let peer = self.peer_mut(link);
-        peer.member = Some(w.member);
         peer.refused = None;
         peer.welcome = Some((sent, w));
         match &self.phase {
@@ -332,7 +339,19 @@ impl Upstairs {
     }
 
     pub(super) fn on_granted(&mut self, now: Now, link: LinkId, sent: Now, w: Welcome) {
-        if w.promise != self.generation || w.record.problem().is_some() {
+        if w.problem().is_some() || w.record.volume != self.config.volume {
+            return self.refuse_link(link, "its answer to a claim is not believed".into());
+        }
+        if w.promise != self.generation {
+            // It answers an earlier attempt. Kept, that promise would be waited out like a
+            // stranger's.
+            return self.hand_back_promise(now, link, w.promise);
+        }
+        if matches!(self.phase, Phase::Idle | Phase::Stopped(_)) {
+            // The claim was under way when all this ended.
+            return self.hand_back_promise(now, link, w.promise);
+        }
+        if !self.note_member(link, &w) {
             return;
         }
         let peer = self.peer_mut(link);
@@ -341,15 +360,19 @@ impl Upstairs {
             // Asked twice; its stream runs already.
             return;
         }
-        peer.member = Some(w.member);
         peer.granted = true;
         if !breaks::on(Break::PositionsFromAsk) || peer.welcome.is_none() {
             peer.welcome = Some((sent, w.clone()));
         }
+        if self.record.is_some() && !self.is_active() {
+            self.note_rolled_back();
+        }
         match &self.phase {
             Phase::Active => self.integrate(now, link, &w),
             Phase::Activating(a) if matches!(a.step, Step::Settling { .. }) => {
-                self.put_record(now, link);
+                if self.votes(link) {
+                    self.put_record(now, link);
+                }
             }
             // The attempt was given up while this answer was under way. Kept, the promise would
             // be waited out like a stranger's.
@@ -439,7 +462,7 @@ impl Upstairs {
                     self.wait_for_lease(now, until, refusal);
                 }
             }
-            (Ask::HandBack, _) => {}
+            (Ask::Fetch, Refusal::NotInLog(_)) => self.level_without_laggards(now, link),
             (Ask::Hello, refusal) => self.peer_mut(link).refused = Some(refusal.to_string()),
             (_, Refusal::Fenced { promise, .. }) => {
                 self.generation.number = self.generation.number.max(promise.number);
@@ -454,7 +477,7 @@ impl Upstairs {
         }
     }
 
-    fn release_claims(&mut self, now: Now) {
+    pub(super) fn release_claims(&mut self, now: Now) {
         for link in self.links() {
             if self.peer(link).granted {
                 self.hand_back_one(now, link);
@@ -463,11 +486,18 @@ impl Upstairs {
     }
 
     fn hand_back_one(&mut self, now: Now, link: LinkId) {
-        self.ask(now, link, Ask::HandBack, &Request::HandBack);
+        self.hand_back_promise(now, link, self.generation);
         let peer = self.peer_mut(link);
         peer.granted = false;
         peer.lease_from = None;
         peer.stream = Stream::Off;
+    }
+
+    /// Ends the promise to one of our generations, not always the present one.
+    fn hand_back_promise(&mut self, now: Now, link: LinkId, promise: Generation) {
+        let present = std::mem::replace(&mut self.generation, promise);
+        self.ask(now, link, Ask::HandBack, &Request::HandBack);
+        self.generation = present;
     }
 
     pub(super) fn activation_saw_record(&mut self, now: Now, record: &Record) {
@@ -544,7 +574,8 @@ impl Upstairs {
             .map(|(_, w)| &w.record)
             .max_by_key(|r| r.version)
         else {
-            return format!("no member answers (tried {})", self.config.links.join(", "));
+            let tried: Vec<_> = self.peers.iter().map(|p| p.node.as_str()).collect();
+            return format!("no member answers (tried {})", tried.join(", "));
         };
         let mut lines = Vec::new();
         for m in &record.members {

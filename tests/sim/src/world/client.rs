@@ -14,14 +14,17 @@ impl World {
         if self.ups[up].core.is_none() {
             return;
         }
-        let quiet = self.time > FAULTS_END + 3_000 * MS;
+        if self.stage.is_quiet(up) {
+            return self.after(MS, Event::Client(up, inc));
+        }
+        let quiet = self.time > self.faults_end + self.settle;
         match self.rng.below(10) {
             0..5 if quiet => {}
             0..5 if self.ups[up].parked.is_none() => self.submit_random(up),
             5 | 6 => self.read_random(up),
             _ => self.flush(up, Wait::Flush),
         }
-        if self.rng.one_in(1500) && !self.healing {
+        if self.rng.one_in(1500) && !self.healing && self.stage.story.is_none() {
             self.flush(up, Wait::LeaveFlush);
         }
         let nanos = match self.rng.below(20) {
@@ -38,7 +41,7 @@ impl World {
         WaitId(u.next_wait)
     }
 
-    pub(super) fn flush(&mut self, up: usize, kind: Wait) {
+    pub fn flush(&mut self, up: usize, kind: Wait) {
         let wait = self.wait(up, kind);
         self.with_up(up, |core, now| core.flush(now, core.last(), wait));
     }
@@ -46,6 +49,10 @@ impl World {
     pub(super) fn read_random(&mut self, up: usize) {
         let block = self.rng.below(BLOCKS);
         let count = 1 + self.rng.below((BLOCKS - block).min(24));
+        self.read(up, block, count);
+    }
+
+    pub fn read(&mut self, up: usize, block: u64, count: u64) {
         let since = self.ups[up].core.as_ref().map_or(Seq(0), Upstairs::last);
         let wait = self.wait(
             up,
@@ -115,40 +122,58 @@ impl World {
     }
 
     pub(super) fn random_batch(&mut self) -> (Batch, ModelOp) {
-        let mut batch = Batch::default();
-        let mut op = ModelOp { parts: Vec::new() };
+        let mut made = Default::default();
         for _ in 0..1 + self.rng.below(3) {
             let (long, discard) = (self.rng.one_in(8), self.rng.one_in(6));
             let most = if long { 24 } else { 4 };
             let block = self.rng.below(BLOCKS);
             let count = 1 + self.rng.below((BLOCKS - block).min(most));
-            if discard {
-                let count = if self.rng.one_in(4) {
-                    BLOCKS - block
-                } else {
-                    count
-                };
-                batch.ops.push(BatchOp::Discard {
-                    block: Block(block),
-                    count,
-                });
-                op.parts.push((block, count, 0));
-                continue;
+            if !discard {
+                self.put_write(&mut made, block, count);
+            } else if self.rng.one_in(4) {
+                put_discard(&mut made, block, BLOCKS - block);
+            } else {
+                put_discard(&mut made, block, count);
             }
-            let tag = self.next_tag;
-            self.next_tag += count;
-            let data: Vec<u8> = (0..count).flat_map(|i| content_of(tag + i)).collect();
-            batch.ops.push(BatchOp::Write {
-                block: Block(block),
-                data: data.into(),
-            });
-            op.parts.push((block, count, tag));
         }
-        (batch, op)
+        made
     }
 
-    pub(super) fn submit_random(&mut self, up: usize) {
-        let (batch, op) = self.random_batch();
+    fn put_write(&mut self, (batch, op): &mut (Batch, ModelOp), block: u64, count: u64) {
+        let tag = self.next_tag;
+        self.next_tag += count;
+        let data = content_of(tag, count).into();
+        let block_no = Block(block);
+        batch.ops.push(BatchOp::Write {
+            block: block_no,
+            data,
+        });
+        op.parts.push((block, count, tag));
+    }
+
+    pub fn submit_random(&mut self, up: usize) {
+        let made = self.random_batch();
+        self.submit_batch(up, made);
+    }
+
+    /// Overwrites blocks with new content.
+    pub fn write(&mut self, up: usize, block: u64, count: u64) {
+        let mut made = Default::default();
+        self.put_write(&mut made, block, count);
+        self.submit_batch(up, made);
+    }
+
+    /// Discards blocks.
+    pub fn discard(&mut self, up: usize, block: u64, count: u64) {
+        let mut made = Default::default();
+        put_discard(&mut made, block, count);
+        self.submit_batch(up, made);
+    }
+
+    fn submit_batch(&mut self, up: usize, (batch, op): (Batch, ModelOp)) {
+        if self.ups[up].parked.is_some() {
+            return;
+        }
         let prepared = Arc::new(Prepared::new(self.volume, batch));
         self.submit(up, prepared, op);
     }
@@ -178,4 +203,13 @@ impl World {
             self.submit(up, prepared, op);
         }
     }
+}
+
+fn put_discard((batch, op): &mut (Batch, ModelOp), block: u64, count: u64) {
+    let first = Block(block);
+    batch.ops.push(BatchOp::Discard {
+        block: first,
+        count,
+    });
+    op.parts.push((block, count, 0));
 }

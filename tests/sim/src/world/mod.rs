@@ -1,6 +1,7 @@
 //! The simulated world: nodes with disks, upstairs that come and go, connections, time.
 
 use std::cmp::Reverse;
+mod changes;
 mod client;
 mod net;
 mod nodes;
@@ -16,8 +17,8 @@ use trivet_downstairs::disk::Disk;
 use trivet_downstairs::disk::sim::{Rng, SimDisk, Snapshot};
 use trivet_downstairs::member::MemberState;
 use trivet_downstairs::replica::{ConnId, Out, Replica};
-use trivet_downstairs::store::{ReadJob, SyncJob};
-use trivet_downstairs::{Region, Store, StoreError};
+use trivet_downstairs::store::{ReadJob, SyncJob, Synced};
+use trivet_downstairs::{Region, Store, StoreError, Witness};
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::entry::BatchOp;
 use trivet_protocol::frame::{Frame, Kind};
@@ -29,7 +30,10 @@ use trivet_replica::upstairs::{
     ActivateOptions, Config, Effect, Limits, LinkId, Prepared, Submitted, Upstairs, WaitId,
 };
 
+use self::changes::Change;
+use crate::coverage::Coverage;
 use crate::model::{Model, ModelOp, Tag, Versions, apply};
+use crate::scenario::{Stage, Story};
 use crate::{Options, Outcome};
 
 /// Blocks in the volume.
@@ -38,8 +42,8 @@ const LOG_BYTES: u64 = 512 * 1024;
 pub const MS: u64 = 1_000_000;
 /// Faults happen until then; afterwards everything must heal.
 const FAULTS_END: u64 = 14_000 * MS;
-/// By then everything must be well again.
-const END: u64 = 34_000 * MS;
+/// So long after the faults have ended everything must be well again.
+const PATIENCE: u64 = 20_000 * MS;
 /// Events in one world, at most: a world that spins is a failure.
 const MAX_EVENTS: u64 = 3_000_000;
 
@@ -59,7 +63,7 @@ impl Clock {
         }
     }
 
-    fn now(&self, t: u64) -> Now {
+    pub fn now(&self, t: u64) -> Now {
         let drift = (i128::from(t) * i128::from(self.ppm) / 1_000_000) as i64;
         Now(self.offset + t.saturating_add_signed(drift))
     }
@@ -69,6 +73,9 @@ impl Clock {
 pub struct Node {
     pub disk: SimDisk,
     pub id: MemberId,
+    pub kind: MemberKind,
+    /// No member lives here yet.
+    pub spare: bool,
     pub replica: Option<Replica>,
     /// Goes up with each start and stop: what was under way before is void.
     pub boot: u64,
@@ -79,9 +86,16 @@ pub struct Node {
     /// Its disk was lost: it never comes back by itself.
     pub lost: bool,
     pub backup: Option<(u64, Snapshot)>,
-    sync: Option<SyncJob>,
+    sync: Option<SyncUnderWay>,
     checkpoint: Option<CheckpointJob>,
     conns: Vec<u64>,
+}
+
+/// A sync, and what came of it if it ran already: it may cover nothing that was written after it
+/// began, or everything up to its end.
+struct SyncUnderWay {
+    job: SyncJob,
+    ran: Option<Result<Synced, StoreError>>,
 }
 
 /// One place where an upstairs may run.
@@ -102,7 +116,7 @@ pub struct Up {
     leaving: bool,
 }
 
-enum Wait {
+pub enum Wait {
     Flush,
     Read { block: u64, count: u64, since: Seq },
     LeaveFlush,
@@ -137,6 +151,10 @@ pub enum Event {
     Heal(usize, usize, usize),
     Fast(usize),
     Gone(usize, u64),
+    Change(Change, u64),
+    Nemesis,
+    /// A story may go on; see [`crate::scenario`].
+    Story,
 }
 
 struct Queued(u64, u64, Event);
@@ -181,8 +199,19 @@ pub struct World {
     /// The victim cannot come back under its old identity.
     pub gone_for_good: bool,
     pub healing: bool,
+    /// Faults happen until then.
+    pub faults_end: u64,
+    /// Clients write on for so long after the faults have ended.
+    pub settle: u64,
+    pub stage: Stage,
+    pub coverage: Coverage,
     volume: VolumeId,
-    model: Model,
+    /// The record that the volume was created with.
+    first: Record,
+    /// Members are added, removed and replaced in this world.
+    pub changing: bool,
+    next_member: u8,
+    pub model: Model,
     next_tag: Tag,
     violation: Option<String>,
     operations: u64,
@@ -192,17 +221,29 @@ impl World {
     pub fn new(options: &Options) -> World {
         let mut rng = Rng(options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let volume = VolumeId::from_bytes([7; 16]);
-        let n = 3;
-        let ids: Vec<_> = (0..n)
-            .map(|i| MemberId::from_bytes([i as u8 + 1; 16]))
-            .collect();
+        // Three replicas, or two and a witness; in some worlds members change, with nodes to spare.
+        // Stories are told of three replicas.
+        let kind = options.about.of_seed(options.seed);
+        let shape = if kind.is_some() { 9 } else { rng.below(10) };
+        let (witness, changing) = (matches!(shape, 0..3), matches!(shape, 2..7));
+        let (members, n) = (3, if changing { 5 } else { 3 });
+        let first = first_record(volume, members, witness);
         let mut nodes = Vec::new();
-        for id in &ids {
+        for i in 0..n {
             let disk = SimDisk::new();
-            create(&disk, volume, *id, &ids);
+            let (id, kind) = match first.members.get(i) {
+                Some(m) => (m.id, m.kind),
+                None => (MemberId::from_bytes([0xee; 16]), MemberKind::Replica),
+            };
+            let spare = i >= members;
+            if !spare {
+                create(&disk, id, kind, &first);
+            }
             nodes.push(Node {
                 disk,
-                id: *id,
+                id,
+                kind,
+                spare,
                 replica: None,
                 boot: 0,
                 clock: Clock::new(&mut rng),
@@ -215,7 +256,7 @@ impl World {
                 conns: Vec::new(),
             });
         }
-        let ups = (0..n).map(|_| Up {
+        let ups = (0..members).map(|_| Up {
             core: None,
             incarnation: 0,
             clock: Clock::new(&mut rng),
@@ -230,7 +271,8 @@ impl World {
             leaving: false,
         });
         let ups = ups.collect();
-        let victim = rng.below(n as u64) as usize;
+        let victim = if witness { 2 } else { rng.below(3) as usize };
+        let story = kind.map(|kind| Story::new(kind, options.seed));
         World {
             rng,
             time: 0,
@@ -244,13 +286,20 @@ impl World {
             ups,
             conns: BTreeMap::new(),
             next_conn: 1,
-            cut: vec![vec![[false; 2]; n]; n],
+            cut: vec![vec![[false; 2]; n]; members],
             late_claims: None,
             victim,
             harmed: false,
             gone_for_good: false,
             healing: false,
+            faults_end: FAULTS_END,
+            settle: 3_000 * MS,
+            stage: Stage::of(story),
+            coverage: Coverage::default(),
             volume,
+            first,
+            changing,
+            next_member: 0x80,
             model: Model::default(),
             next_tag: 1,
             violation: None,
@@ -294,17 +343,30 @@ impl World {
         for node in 0..self.nodes.len() {
             self.start_node(node);
         }
-        self.at(0, Event::Promote(0));
-        let first = self.rng.below(400 * MS);
-        self.at(first, Event::Fault);
+        match &self.stage.story {
+            Some(story) => {
+                self.at(0, Event::Promote(story.first()));
+                self.at(0, Event::Story);
+            }
+            None => {
+                self.at(0, Event::Promote(0));
+                let first = self.rng.below(400 * MS);
+                self.at(first, Event::Fault);
+                if self.changing {
+                    let first = self.rng.below(1_500 * MS);
+                    self.at(first, Event::Nemesis);
+                }
+            }
+        }
         while let Some(Reverse(Queued(time, _, event))) = self.queue.pop() {
             self.time = self.time.max(time);
             self.events += 1;
             self.mix(time);
-            if !self.healing && self.time >= FAULTS_END {
+            if !self.healing && self.time >= self.faults_end {
                 self.heal_everything();
             }
             self.event(event);
+            self.tell();
             if let Some(why) = self.violation.take() {
                 return Err(format!(
                     "{why}\n  at {:.6} s of seed {}",
@@ -315,7 +377,7 @@ impl World {
             if self.events > MAX_EVENTS {
                 return Err(format!("liveness: {MAX_EVENTS} events and no end"));
             }
-            if self.time >= END || (self.healing && self.is_well()) {
+            if self.time >= self.faults_end + PATIENCE || (self.healing && self.is_well()) {
                 break;
             }
         }
@@ -331,9 +393,9 @@ impl World {
         else {
             return false;
         };
-        let whole = self.nodes.len() - usize::from(self.gone_for_good);
+        let whole = |r: &Record| r.replicas().filter(|m| self.can_be_whole(m.id)).count();
         core.record()
-            .is_some_and(|r| r.in_sync.len() >= whole.min(3))
+            .is_some_and(|r| r.in_sync.len() >= whole(r).min(3))
             && core.record_settled()
             && core.commit() == core.last()
             && core
@@ -341,7 +403,7 @@ impl World {
                 .members
                 .iter()
                 .all(|m| !m.in_sync || m.durable == core.last())
-            && self.time > FAULTS_END + 3_000 * MS
+            && self.time > self.faults_end + self.settle
             && self.model.acked() as u64 == core.last().0
     }
 
@@ -368,7 +430,11 @@ impl World {
                     self.stop_up(up);
                 }
             }
+            Event::Change(change, until) => self.change(change, until),
+            Event::Nemesis => self.nemesis(),
             Event::Fast(node) => self.nodes[node].sync_nanos = 2 * MS,
+            Event::Story if self.stage.story.is_some() => self.after(5 * MS, Event::Story),
+            Event::Story => {}
         }
     }
 
@@ -376,6 +442,7 @@ impl World {
 
     fn heal_everything(&mut self) {
         self.healing = true;
+        self.stage = Stage::default();
         self.say(|| "faults end; everything must heal".into());
         for cut in self.cut.iter_mut().flatten() {
             *cut = [false; 2];
@@ -421,7 +488,7 @@ impl World {
             let Some(store) = self.nodes[i].replica.as_ref().and_then(Replica::store) else {
                 return fail(format!("node {i} is in sync and not running"));
             };
-            if self.harmed && i == self.victim {
+            if self.harmed && i == self.victim && !self.can_be_whole(self.nodes[i].id) {
                 continue;
             }
             for (block, tag) in content.iter().enumerate() {
@@ -443,6 +510,7 @@ impl World {
             reads: self.model.reads,
             activations: self.model.activations,
             trace: self.hash,
+            coverage: self.coverage,
         })
     }
 }
@@ -452,8 +520,16 @@ fn is_claim(frame: &Frame) -> bool {
     frame.header.kind == Kind::Request && matches!(decode(&frame.meta), Ok(Request::Claim { .. }))
 }
 
-fn content_of(tag: Tag) -> impl Iterator<Item = u8> {
-    tag.to_le_bytes().into_iter().cycle().take(BLOCK_BYTES)
+/// Blocks of these many tags in order.
+fn content_of(tag: Tag, count: u64) -> Vec<u8> {
+    let mut data = vec![0; count as usize * BLOCK_BYTES];
+    for (i, block) in data.chunks_exact_mut(BLOCK_BYTES).enumerate() {
+        let tag = (tag + i as u64).to_le_bytes();
+        block
+            .chunks_exact_mut(8)
+            .for_each(|c| c.copy_from_slice(&tag));
+    }
+    data
 }
 
 fn tag_of(data: &[u8]) -> Tag {
@@ -462,33 +538,45 @@ fn tag_of(data: &[u8]) -> Tag {
     Tag::from_le_bytes(raw)
 }
 
-/// Creates the volume's region on one node.
-fn create(disk: &SimDisk, volume: VolumeId, id: MemberId, ids: &[MemberId]) {
-    let info = |id: &MemberId| MemberInfo {
-        id: *id,
-        node: format!("n{}", id.bytes()[0] - 1),
-        kind: MemberKind::Replica,
+fn first_record(volume: VolumeId, members: usize, witness: bool) -> Record {
+    let info = |i: usize| MemberInfo {
+        id: MemberId::from_bytes([i as u8 + 1; 16]),
+        node: format!("n{i}"),
+        kind: match witness && i == members - 1 {
+            true => MemberKind::Witness,
+            false => MemberKind::Replica,
+        },
         opens: 0,
         durable: Position::default(),
     };
-    let record = Record {
+    let members: Vec<_> = (0..members).map(info).collect();
+    let replicas = members.iter().filter(|m| m.kind == MemberKind::Replica);
+    Record {
         version: RecordVersion::default(),
         volume,
         blocks: BLOCKS,
-        members: ids.iter().map(info).collect(),
-        in_sync: ids.iter().copied().collect(),
-        min_copies: 2,
+        in_sync: replicas.map(|m| m.id).collect(),
+        members,
+        min_copies: if witness { 1 } else { 2 },
         lease: Millis(2000),
         losses: 0,
-    };
-    let mut region = Region::new(volume, id, BLOCKS);
+    }
+}
+
+/// Creates a region or a witness on one node, with a copy of a record.
+fn create(disk: &SimDisk, id: MemberId, kind: MemberKind, record: &Record) {
+    let dir: Arc<dyn Disk> = Arc::new(disk.dir());
+    let state = MemberState::new(id, record.clone());
+    if kind == MemberKind::Witness {
+        Witness::create(&*dir, &state).expect("a fresh simulated disk takes a witness");
+        return;
+    }
+    let mut region = Region::new(record.volume, id, record.blocks);
     region.extent_blocks = 64;
     region.log_bytes = LOG_BYTES;
-    let dir: Arc<dyn Disk> = Arc::new(disk.dir());
     Store::create(&dir, &region).expect("a fresh simulated disk takes a region");
     let (mut store, _) =
         Store::open(dir, None, Arc::new(NullRecorder)).expect("it was just created");
-    let state = MemberState::new(id, record);
     let raw = serde_json::to_vec(&state).expect("plain data");
     store
         .set_member_state(raw)

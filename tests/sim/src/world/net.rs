@@ -74,7 +74,8 @@ impl World {
             }
             _ => 0,
         };
-        let at = c.last[direction].max(self.time + delay + held_up) + 1;
+        let kept = self.stage.held_until(c.up, c.node, direction, &frame);
+        let at = c.last[direction].max(self.time + delay + held_up).max(kept) + 1;
         c.last[direction] = at;
         let event = if direction == 0 {
             Event::ToMember(id, frame)
@@ -116,6 +117,11 @@ impl World {
         let (a, b) = (self.rng.below(50 * MS), self.rng.below(50 * MS));
         self.after(a, Event::EndAtUp(id));
         self.after(b, Event::EndAtNode(id));
+    }
+
+    /// Whether this upstairs has a connection to this node, or believes so.
+    pub fn connected(&self, up: usize, node: usize) -> bool {
+        self.ups[up].links[node].is_some()
     }
 
     pub fn open_conns(&self) -> Vec<u64> {

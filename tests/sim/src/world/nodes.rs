@@ -1,13 +1,14 @@
 //! The members: starting, stopping, and the jobs that their disks do.
 
 use super::*;
+use trivet_downstairs::log::replay::Tail;
 
 impl World {
     pub fn start_node(&mut self, node: usize) {
-        if self.nodes[node].replica.is_some() {
+        if self.nodes[node].replica.is_some() || self.nodes[node].spare || self.stage.is_down(node)
+        {
             return;
         }
-        let ids: Vec<_> = self.nodes.iter().map(|n| n.id).collect();
         let volume = self.volume;
         let n = &mut self.nodes[node];
         if n.lost {
@@ -15,24 +16,45 @@ impl World {
                 return;
             }
             // The mistake: an empty replica under the old identity.
-            create(&n.disk, volume, n.id, &ids);
+            create(&n.disk, n.id, n.kind, &self.first);
             n.lost = false;
         }
         n.boot += 1;
         let disk: Arc<dyn Disk> = Arc::new(n.disk.dir());
         let now = n.clock.now(self.time);
         let recorder = Arc::new(NullRecorder);
-        let opened = Store::open(disk, Some((volume, n.id)), recorder.clone())
-            .and_then(|(store, report)| Ok((Replica::region(store, now, recorder)?, report)));
+        let who = Some((volume, n.id));
+        let opened = match n.kind {
+            MemberKind::Witness => Witness::open(&*disk, who)
+                .map(|(witness, state)| (Replica::witness(witness, state, now, recorder), None)),
+            MemberKind::Replica => {
+                Store::open(disk, who, recorder.clone()).and_then(|(store, report)| {
+                    Ok((Replica::region(store, now, recorder)?, Some(report.tail)))
+                })
+            }
+        };
         match opened {
-            Ok((replica, report)) => {
-                let end = replica.store().map(Store::end).unwrap_or_default();
+            Ok((replica, tail)) => {
+                let at = replica.store().map_or_else(String::new, |s| {
+                    let (end, commit, moved) = (s.end(), s.commit(), s.checkpointed().seq);
+                    format!("{:?}, commit {commit}, moved {moved}", end.seq)
+                });
+                let promise = replica.member().state().promise;
                 n.replica = Some(replica);
-                self.say(|| format!("node {node} starts at {end:?}, tail {:?}", report.tail));
+                self.coverage.count("starts of a member");
+                match tail {
+                    None | Some(Tail::Sure) => {}
+                    Some(Tail::Unsure(_)) => self.coverage.count("torn tails"),
+                    Some(Tail::Damaged(_)) => self.coverage.count("damaged logs"),
+                }
+                self.say(|| {
+                    format!("node {node} starts at {at}, tail {tail:?}, promised {promise:?}")
+                });
             }
             Err(e) => {
                 // Only harm done to the victim, or a passing I/O error, may keep a region shut.
                 self.say(|| format!("node {node} cannot start: {e}"));
+                self.count("starts that failed");
                 let passing = matches!(e, StoreError::Io { .. } | StoreError::NoSpace { .. });
                 if passing {
                     self.after(200 * MS, Event::Start(node));
@@ -60,6 +82,22 @@ impl World {
         for conn in std::mem::take(&mut self.nodes[node].conns) {
             self.break_conn(conn);
         }
+    }
+
+    /// This node is the one that is harmed in this world.
+    pub fn harmed_at(&mut self, node: usize) {
+        (self.victim, self.harmed) = (node, true);
+    }
+
+    /// And it cannot come back under its old identity.
+    pub fn harm_for_good(&mut self, node: usize) {
+        self.harmed_at(node);
+        self.gone_for_good = true;
+    }
+
+    /// It is emptying its log.
+    pub fn moves_out(&self, node: usize) -> bool {
+        self.nodes[node].checkpoint.is_some()
     }
 
     pub(super) fn boot_ok(&self, node: usize, boot: u64) -> bool {
@@ -92,8 +130,8 @@ impl World {
         }
         self.drive_node(node);
         // What a daemon does with a region that trusts its disk no longer: it opens it anew.
-        let store = self.nodes[node].replica.as_ref().and_then(Replica::store);
-        if store.is_some_and(|s| s.poisoned().is_some()) {
+        let replica = self.nodes[node].replica.as_ref();
+        if replica.is_some_and(|r| r.failed().is_some()) {
             self.say(|| format!("node {node}: its region is poisoned and is opened anew"));
             self.stop_node(node);
             self.after(100 * MS, Event::Start(node));
@@ -106,7 +144,8 @@ impl World {
             return;
         };
         if let Some(job) = replica.begin_sync() {
-            self.nodes[node].sync = Some(job);
+            let ran = self.rng.one_in(2).then(|| job.run());
+            self.nodes[node].sync = Some(SyncUnderWay { job, ran });
             let delay = 50_000 + self.rng.below(nanos);
             self.after(delay, Event::SyncDone(node, boot));
         }
@@ -127,11 +166,15 @@ impl World {
         if !self.boot_ok(node, boot) {
             return;
         }
-        let Some(job) = self.nodes[node].sync.take() else {
+        if !self.stage.may_pass(node) {
+            return self.after(MS, Event::SyncDone(node, boot));
+        }
+        let Some(SyncUnderWay { job, ran }) = self.nodes[node].sync.take() else {
             return;
         };
-        let result = job.run();
+        let result = ran.unwrap_or_else(|| job.run());
         if let Err(e) = &result {
+            self.coverage.count("failed syncs");
             let e = e.to_string();
             self.say(|| format!("node {node}: {e}"));
         }
@@ -187,6 +230,7 @@ impl World {
         let Some(job) = self.nodes[node].checkpoint.take() else {
             return;
         };
+        self.coverage.count("checkpoints");
         let now = self.nodes[node].clock.now(self.time);
         let mut out = Vec::new();
         if let Some(r) = &mut self.nodes[node].replica {

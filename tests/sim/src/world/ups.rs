@@ -33,11 +33,11 @@ impl World {
         let inc = u.incarnation;
         let options = ActivateOptions {
             claim: u128::from(self.rng.draw()) << 64 | u128::from(self.rng.draw()),
-            wait_for_lease: self.rng.one_in(2) || self.healing,
+            wait_for_lease: self.rng.one_in(2) || self.healing || self.stage.story.is_some(),
             patience: Duration::from_millis(4_000),
             // After a power cut that left a torn record, with a disk lost for good, only people can
             // say that what was torn is not missed. Here it is not: nothing rots in such a world.
-            accept_data_loss: self.time > FAULTS_END + 8_000 * MS && self.harmed,
+            accept_data_loss: self.time > self.faults_end + 8_000 * MS && self.harmed,
         };
         self.say(|| format!("up {up} is promoted"));
         self.with_up(up, |core, now| core.activate(now, options));
@@ -103,7 +103,7 @@ impl World {
             .as_ref()
             .map_or(0, |c| c.generation().number);
         match effect {
-            Effect::Send(link, out) => {
+            Effect::Send(link, out) | Effect::Renew(link, out) => {
                 if let Some(conn) = self.ups[up].links[link.index()] {
                     self.send(conn, 0, out.frame);
                 }
@@ -146,11 +146,15 @@ impl World {
                 self.say(|| format!("up {up}: {text}"));
                 match result {
                     Ok(_) => self.activated(up, generation),
-                    Err(_) => self.gone(up),
+                    Err(_) => {
+                        self.count("claims refused");
+                        self.gone(up);
+                    }
                 }
             }
             Effect::Notice(n) => {
                 self.say(|| format!("up {up}: {n:?}"));
+                self.coverage.noticed(&n);
                 if matches!(n, trivet_replica::upstairs::Notice::Deposed { .. }) {
                     self.gone(up);
                 }
@@ -160,7 +164,8 @@ impl World {
 
     /// For people who look for why a world failed.
     pub(super) fn describe_nodes(&self) {
-        for (i, n) in self.nodes.iter().enumerate() {
+        let shown = self.nodes.iter().enumerate().filter(|_| self.trace);
+        for (i, n) in shown {
             if let Some(r) = &n.replica {
                 println!("node {i}: {}", r.describe());
             }
@@ -173,6 +178,10 @@ impl World {
         self.ups[up].leaving = true;
         let inc = self.ups[up].incarnation;
         self.after(nanos, Event::Gone(up, inc));
+        if self.stage.story.is_some() {
+            // A story says itself who is next.
+            return;
+        }
         let next = self.rng.below(self.ups.len() as u64) as usize;
         self.after(nanos, Event::Promote(next));
     }

@@ -4,6 +4,15 @@
 //! power goes off and what of the unsynced writes is kept. The model keeps the content after each
 //! operation; after every restart the region must show one of these, not older than what it had
 //! called durable.
+//!
+//! For tests, and for `make mutants`, which has it look for rules of the store that are off.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,10 +20,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use trivet_protocol::entry::{Batch, BatchOp};
 use trivet_protocol::{
-    BLOCK_BYTES, Block, Checksum, Entry, GenerationTable, MemberId, NullRecorder, Op, Seq,
+    BLOCK_BYTES, Block, Checksum, Entry, GenerationTable, MemberId, NullRecorder, Op, Seq, VolumeId,
 };
 
-use super::basics::VOLUME;
 use crate::checkpoint::{CheckpointJob, Step};
 use crate::disk::Disk;
 use crate::disk::sim::{Rng, SimDisk};
@@ -24,8 +32,10 @@ use crate::region::Region;
 use crate::store::{Blocks, ReadJob, Store, SyncJob};
 
 const BLOCKS: u64 = 220;
+const VOLUME: VolumeId = VolumeId(uuid::Uuid::from_u128(7));
 
-type Failure = Result<(), String>;
+/// What was wrong, if anything was.
+pub type Failure = Result<(), String>;
 
 macro_rules! ensure {
     ($ok:expr, $($why:tt)*) => {
@@ -83,7 +93,10 @@ fn apply(content: &mut Content, entry: &Entry) {
     }
 }
 
-/// What one seed found, with the story that led there.
+/// One world of so many steps.
+///
+/// # Errors
+/// What was wrong, with the steps that led there.
 pub fn run(seed: u64, steps: u64) -> Failure {
     let mut rng = Rng(seed);
     let disk = SimDisk::new();

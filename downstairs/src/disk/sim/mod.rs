@@ -7,14 +7,14 @@
 //! from before a crash are dead. Dropping the user's objects without a crash models a killed
 //! process: the page cache stays.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod inode;
+
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Disk, DiskFile, SECTOR, Space};
-
-type Sector = [u8; SECTOR as usize];
-const PAGE: u64 = 4096;
+use super::{Disk, DiskFile, Space};
+use inode::{Inode, PAGE};
 
 /// A small deterministic random number generator (splitmix64), for tests and fault choices.
 #[derive(Clone, Debug)]
@@ -41,125 +41,6 @@ impl Rng {
     }
 }
 
-#[derive(Clone, Default)]
-struct Inode {
-    durable: BTreeMap<u64, Sector>,
-    durable_size: u64,
-    size: u64,
-    /// Contents written since the last sync, oldest first; the last is what reads see.
-    dirty: BTreeMap<u64, Vec<Sector>>,
-    /// In the page cache, marked clean by a failed or lying sync, but never on the disk.
-    ghost: BTreeMap<u64, Sector>,
-    /// Pages given back by punching.
-    holes: BTreeSet<u64>,
-}
-
-impl Inode {
-    fn sector(&self, n: u64) -> Sector {
-        let dirty = self.dirty.get(&n).and_then(|v| v.last());
-        let found = dirty
-            .or_else(|| self.ghost.get(&n))
-            .or_else(|| self.durable.get(&n));
-        found.copied().unwrap_or([0; SECTOR as usize])
-    }
-
-    fn write(&mut self, mut at: u64, mut buf: &[u8]) {
-        self.size = self.size.max(at + buf.len() as u64);
-        while !buf.is_empty() {
-            let (n, off) = (at / SECTOR, (at % SECTOR) as usize);
-            let now = buf.len().min(SECTOR as usize - off);
-            let mut s = self.sector(n);
-            self.holes.remove(&(n * SECTOR / PAGE));
-            s[off..off + now].copy_from_slice(&buf[..now]);
-            let versions = self.dirty.entry(n).or_default();
-            // More than a few versions add nothing that a crash could tell apart.
-            if versions.len() >= 6 {
-                versions.remove(1);
-            }
-            versions.push(s);
-            at += now as u64;
-            buf = &buf[now..];
-        }
-    }
-
-    fn read(&self, mut at: u64, mut buf: &mut [u8]) {
-        while !buf.is_empty() {
-            let (n, off) = (at / SECTOR, (at % SECTOR) as usize);
-            let now = buf.len().min(SECTOR as usize - off);
-            let (head, rest) = std::mem::take(&mut buf).split_at_mut(now);
-            head.copy_from_slice(&self.sector(n)[off..off + now]);
-            at += now as u64;
-            buf = rest;
-        }
-    }
-
-    fn sync(&mut self) {
-        for (n, versions) in std::mem::take(&mut self.dirty) {
-            self.ghost.remove(&n);
-            if let Some(last) = versions.last() {
-                self.durable.insert(n, *last);
-            }
-        }
-        self.durable_size = self.size;
-    }
-
-    /// The kernel tried and gave up: some sectors arrived, the rest is clean and lost.
-    fn sync_failed(&mut self, rng: &mut Rng) {
-        for (n, versions) in std::mem::take(&mut self.dirty) {
-            let Some(last) = versions.last() else {
-                continue;
-            };
-            if rng.one_in(2) {
-                self.durable.insert(n, *last);
-                self.ghost.remove(&n);
-            } else {
-                self.ghost.insert(n, *last);
-            }
-        }
-    }
-
-    fn crash(&mut self, rng: &mut Rng) {
-        self.ghost.clear();
-        let mut tear = |old: Option<&Sector>, versions: &[Sector]| {
-            let pick = rng.below(versions.len() as u64 + 1) as usize;
-            match pick {
-                0 => old.copied(),
-                n => Some(versions[n - 1]),
-            }
-        };
-        for (n, versions) in std::mem::take(&mut self.dirty) {
-            if let Some(s) = tear(self.durable.get(&n), &versions) {
-                self.durable.insert(n, s);
-            }
-        }
-        self.size = if rng.one_in(2) {
-            self.size
-        } else {
-            self.durable_size
-        };
-        self.durable_size = self.size;
-    }
-
-    fn has_page(&self, page: u64) -> bool {
-        let sectors = page * (PAGE / SECTOR)..(page + 1) * (PAGE / SECTOR);
-        let some = |map: &BTreeMap<u64, Sector>| map.range(sectors.clone()).next().is_some();
-        let written = some(&self.durable)
-            || some(&self.ghost)
-            || self.dirty.range(sectors.clone()).next().is_some();
-        written && !self.holes.contains(&page)
-    }
-
-    fn allocated(&self) -> u64 {
-        let sectors = self
-            .durable
-            .keys()
-            .chain(self.ghost.keys())
-            .chain(self.dirty.keys());
-        let pages: BTreeSet<u64> = sectors.map(|n| n * SECTOR / PAGE).collect();
-        pages.difference(&self.holes).count() as u64 * PAGE
-    }
-}
-
 #[derive(Clone)]
 enum DirOp {
     Link(String, u64),
@@ -179,7 +60,7 @@ struct Rule {
 #[derive(Clone)]
 struct State {
     boot: u64,
-    inodes: BTreeMap<u64, Inode>,
+    inodes: BTreeMap<u64, Box<Inode>>,
     next: u64,
     names: BTreeMap<String, u64>,
     durable_names: BTreeMap<String, u64>,
@@ -316,8 +197,10 @@ impl SimDisk {
         s.boot += 1;
         s.power = None;
         s.rules.clear();
+        // Some disks lose whatever they had not written; most something of it.
+        let all = rng.one_in(4);
         for inode in s.inodes.values_mut() {
-            inode.crash(&mut rng);
+            inode.crash(&mut rng, all);
         }
         let pending = std::mem::take(&mut s.pending);
         let keep = rng.below(pending.len() as u64 + 1) as usize;
@@ -384,7 +267,7 @@ impl SimDisk {
     pub fn set_capacity(&self, bytes: Option<u64>) {
         let mut s = self.lock();
         s.capacity = bytes;
-        s.used = s.inodes.values().map(Inode::allocated).sum();
+        s.used = s.inodes.values().map(|i| i.allocated()).sum();
     }
 
     /// Flips bits of a byte, in cache and on disk. Returns false if there is no such byte.
@@ -399,12 +282,7 @@ impl SimDisk {
         if at >= inode.size {
             return false;
         }
-        let (n, off) = (at / SECTOR, (at % SECTOR) as usize);
-        let mut sector = inode.sector(n);
-        sector[off] ^= mask;
-        inode.dirty.remove(&n);
-        inode.ghost.remove(&n);
-        inode.durable.insert(n, sector);
+        inode.flip(at, mask);
         true
     }
 
@@ -486,7 +364,7 @@ impl Disk for SimDir {
         }
         let inode = s.next;
         s.next += 1;
-        s.inodes.insert(inode, Inode::default());
+        s.inodes.insert(inode, Box::default());
         s.dir_op(DirOp::Link(name.to_owned(), inode), name);
         Ok(self.file(inode, name))
     }
@@ -547,6 +425,7 @@ impl Disk for SimDir {
         let total = s.capacity.unwrap_or(1 << 50);
         Ok(Space {
             free: total.saturating_sub(s.used),
+            copies_on_write: true,
             total,
         })
     }
@@ -589,17 +468,17 @@ impl DiskFile for SimFile {
 
     fn write_at(&self, parts: &mut [IoSlice<'_>], at: u64) -> io::Result<()> {
         self.with("write", |s, i| {
-            let all: Vec<u8> = parts.iter().flat_map(|p| p.iter().copied()).collect();
+            let len: u64 = parts.iter().map(|p| p.len() as u64).sum();
             if let Some(capacity) = s.capacity {
-                let pages = at / PAGE..(at + all.len() as u64).div_ceil(PAGE);
+                let pages = at / PAGE..(at + len).div_ceil(PAGE);
                 let more = pages.filter(|p| !i.has_page(*p)).count() as u64 * PAGE;
                 if s.used + more > capacity {
                     return Err(io::ErrorKind::StorageFull.into());
                 }
                 s.used += more;
             }
-            i.write(at, &all);
-            s.bytes_written += all.len() as u64;
+            i.write_parts(at, parts);
+            s.bytes_written += len;
             Ok(())
         })
     }
@@ -608,9 +487,7 @@ impl DiskFile for SimFile {
         let done = self.with("sync", |s, i| {
             s.syncs += 1;
             if s.lying {
-                for (n, v) in std::mem::take(&mut i.dirty) {
-                    v.last().map(|last| i.ghost.insert(n, *last));
-                }
+                i.lie();
             } else {
                 i.sync();
             }
@@ -642,26 +519,8 @@ impl DiskFile for SimFile {
 
     fn punch_hole(&self, at: u64, bytes: u64) -> io::Result<()> {
         self.with("punch", |s, i| {
-            let (before, size) = (i.allocated(), i.size);
-            let (first, end) = (at / SECTOR, (at + bytes).div_ceil(SECTOR));
-            let present = |n: &u64| (first..end).contains(n);
-            let touched: Vec<u64> = i
-                .durable
-                .keys()
-                .chain(i.dirty.keys())
-                .chain(i.ghost.keys())
-                .copied()
-                .filter(present)
-                .collect();
-            for n in &touched {
-                let from = (n * SECTOR).max(at);
-                let to = ((n + 1) * SECTOR).min(at + bytes);
-                i.write(from, &vec![0; (to - from) as usize]);
-            }
-            let whole = at.div_ceil(PAGE)..(at + bytes) / PAGE;
-            let present: Vec<u64> = touched.iter().map(|n| n * SECTOR / PAGE).collect();
-            i.holes.extend(present.iter().filter(|p| whole.contains(p)));
-            i.size = size;
+            let before = i.allocated();
+            i.punch(at, bytes);
             s.used = s.used.saturating_sub(before.saturating_sub(i.allocated()));
             Ok(())
         })

@@ -103,7 +103,7 @@ impl Event {
         match self {
             Event::LoseNode => Some((3.5, 6.0)),
             Event::Kill => Some((1.5, 3.5)),
-            Event::Move | Event::Drain | Event::RestartActive => Some((0.3, 1.0)),
+            Event::Move | Event::Drain => Some((0.3, 1.0)),
             _ => None,
         }
     }

@@ -90,6 +90,9 @@ fn in_lab(
     let began = Instant::now();
     let watch: Watch = bring_up(lab, stop)?;
     let load = start_load(lab, findings, seed)?;
+    // The nodes tell each other who is connected a few times a second: clients newer than that are
+    // no clients yet that anybody could tell of a takeover.
+    stop.sleep(Duration::from_secs(1))?;
     println!(
         "served and under load after {:.1} s",
         began.elapsed().as_secs_f64()

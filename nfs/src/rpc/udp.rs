@@ -83,6 +83,11 @@ mod tests {
 
     impl Messages for Nobody {
         fn message(&self, _: Bytes, _: Replier) {}
+        fn expected(&self, _: std::net::SocketAddr) -> bool {
+            false
+        }
+        fn turn_ended(&self) {}
+        fn ended(&self, _: &super::super::conn::Conn) {}
     }
 
     #[test]

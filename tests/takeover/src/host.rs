@@ -227,7 +227,7 @@ impl Host {
         let ours: Vec<sys::Process> = self
             .processes()
             .into_iter()
-            .filter(|p| p.comm == "trivet" && !p.zombie && is_serve(p.pid))
+            .filter(|p| !p.zombie && is_serve(p.pid))
             .collect();
         let parent_of = |p: &sys::Process| ours.iter().find(|q| q.pid == p.parent);
         match ours.iter().find(|p| parent_of(p).is_some()) {
@@ -260,7 +260,12 @@ impl Host {
     }
 }
 
+/// By its program and its first word: a daemon goes by other names, too (`exe`).
 fn is_serve(pid: i32) -> bool {
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    if !program.ends_with("trivet") {
+        return false;
+    }
     let raw = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     raw.split(|b| *b == 0).any(|word| word == b"serve")
 }

@@ -17,10 +17,10 @@ up: build ## Run it here: three replicas in var/trivet, mounted on var/mnt, expo
 down: ## End what `make up` started; the data stays in var/trivet
 	@scripts/down
 
-demo: build $(TAKEOVER) ## Three nodes in namespaces: lose one, kill a daemon, move; what a client sees (root)
+demo: $(TAKEOVER) ## Three nodes in namespaces: lose one, kill a daemon, move; what a client sees (root)
 	$(TAKEOVER) demo --trivet $(TRIVET)
 
-takeovers: build $(TAKEOVER) ## N=200 takeovers under load, checked (root; SEED=n repeats an order)
+takeovers: $(TAKEOVER) ## N=200 takeovers under load, checked (root; SEED=n repeats an order)
 	$(TAKEOVER) takeovers --trivet $(TRIVET) --count $(or $(N),200) $(if $(SEED),--seed $(SEED))
 
 build: ## Build target/release/trivet
@@ -60,7 +60,7 @@ $(SIM):
 
 .PHONY: $(TAKEOVER)
 $(TAKEOVER):
-	$(CARGO) build --release --locked -p trivet-takeover
+	$(CARGO) build --release --locked --bins -p trivet -p trivet-takeover
 
 bench: build ## Measure a volume beside its limits: three replica processes (QUICK=1 for the short form)
 	@mkdir -p var

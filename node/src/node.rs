@@ -398,6 +398,14 @@ impl Node {
         clients.get(&volume).map_or(Vec::new(), Known::all)
     }
 
+    fn learn_clients_anew(&self, volume: VolumeId, remembered: &[SocketAddr]) {
+        let mut clients = lock(&self.clients);
+        let of = clients.entry(volume).or_default();
+        if of.all().is_empty() {
+            of.learn(remembered, Instant::now());
+        }
+    }
+
     /// These are connected to the active node.
     pub fn learn_clients(&self, volume: VolumeId, connected: &[SocketAddr]) {
         let mut clients = lock(&self.clients);
@@ -441,7 +449,10 @@ impl Node {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let volumes = config.volumes.iter().filter_map(|v| {
-            let (role, clients, active) = roles.get(&v.name)?.report();
+            let (role, mut clients, active) = roles.get(&v.name)?.report();
+            if role.standing != Standing::Active {
+                clients = self.clients_of(v.id);
+            }
             Some(VolumeReport {
                 name: v.name.clone(),
                 id: v.id,
@@ -583,8 +594,10 @@ impl Node {
             tracing::error!(%error, "what another node was told cannot be stored");
         }
         for v in &report.volumes {
-            if v.role.standing == Standing::Active {
-                self.learn_clients(v.id, &v.clients);
+            match v.role.standing {
+                Standing::Active => self.learn_clients(v.id, &v.clients),
+                // What it remembers is for nodes that have just started.
+                _ => self.learn_clients_anew(v.id, &v.clients),
             }
         }
         let name = report.node.clone();

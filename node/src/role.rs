@@ -404,7 +404,11 @@ impl Worker {
         let deadline = Instant::now() + Duration::from_millis(p.timeout_ms);
         let mut clients = node.clients_of(self.id);
         let mut kind = why.unwrap_or(MoveKind::Promoted);
-        if let Some(holder) = node.holder(self.id) {
+        // A takeover of its own was decided from what the members say; who says that he is active
+        // may be dead, and his word younger than his lease.
+        if why.is_none()
+            && let Some(holder) = node.holder(self.id)
+        {
             if !p.take {
                 return Err(NodeError::ActiveElsewhere {
                     volume: self.name.clone(),

@@ -88,13 +88,25 @@ fn start(mut command: Command, theirs: OwnedFd) -> Result<Child> {
 
 /// Until the daemon has ended and was reaped.
 fn attend(child: &mut Child, watch: &mut Watch, stop: &AtomicBool) -> Result<ExitStatus> {
-    let mut asked: Option<Instant> = None;
     let mut shown = BTreeMap::new();
+    let ended = attend_with(child, watch, stop, &mut shown);
+    // Also ends their announcements, which must not go on beside a successor's.
+    shown.iter().for_each(|(volume, net)| hide(volume, net));
+    ended
+}
+
+fn attend_with(
+    child: &mut Child,
+    watch: &mut Watch,
+    stop: &AtomicBool,
+    shown: &mut BTreeMap<String, ServiceNet>,
+) -> Result<ExitStatus> {
+    let mut asked: Option<Instant> = None;
     loop {
         if watch.listen(TICK) == Heard::Ended {
             return child.wait().map_err(NodeError::Thread);
         }
-        follow_leases(watch, &mut shown);
+        follow_leases(watch, shown);
         if let Some(status) = child.try_wait().map_err(NodeError::Thread)? {
             // Its last words may still be unread.
             for _ in 0..LAST_WORDS {

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -25,18 +26,24 @@ const RESERVED: RangeInclusive<u16> = 600..=1023;
 /// Addresses at which all of those are told, at most.
 const MAX_ADDRESSES: usize = 256;
 
-/// The clients, and whatever else may be a connection of theirs.
-fn with_reserved_ports(clients: &[SocketAddr]) -> BTreeSet<SocketAddrV4> {
+/// Segments sent at once: a burst is dropped where it exceeds what a kernel queues for a processor
+/// (1000 packets), and the end of it would be lost each time.
+const BURST: usize = 64;
+/// Between two bursts.
+const BREATH: Duration = Duration::from_millis(2);
+
+/// The clients first, then whatever else may be a connection of theirs.
+fn with_reserved_ports(clients: &[SocketAddr]) -> Vec<SocketAddrV4> {
     let v4 = clients.iter().take(MAX_CLIENTS).filter_map(|c| match c {
         SocketAddr::V4(c) => Some(*c),
         SocketAddr::V6(_) => None,
     });
-    let mut all: BTreeSet<SocketAddrV4> = v4.collect();
-    let addresses: BTreeSet<Ipv4Addr> = all.iter().map(|c| *c.ip()).collect();
-    for ip in addresses.into_iter().take(MAX_ADDRESSES) {
-        all.extend(RESERVED.map(|port| SocketAddrV4::new(ip, port)));
-    }
-    all
+    let known: BTreeSet<SocketAddrV4> = v4.collect();
+    let addresses: BTreeSet<Ipv4Addr> = known.iter().map(|c| *c.ip()).collect();
+    let reserved = |ip: Ipv4Addr| RESERVED.map(move |port| SocketAddrV4::new(ip, port));
+    let others = addresses.into_iter().take(MAX_ADDRESSES).flat_map(reserved);
+    let others: Vec<_> = others.filter(|c| !known.contains(c)).collect();
+    known.into_iter().chain(others).collect()
 }
 
 /// Sends one such segment from `from` to each of `clients` of its own address family (IPv4; over
@@ -49,7 +56,11 @@ pub fn tickle(from: SocketAddr, clients: &[SocketAddr]) -> io::Result<()> {
         return Ok(());
     };
     let mut socket = None;
-    for to in with_reserved_ports(clients) {
+    for (n, to) in with_reserved_ports(clients).into_iter().enumerate() {
+        if n % BURST == BURST - 1 {
+            // A rate; nothing waits for this thread.
+            std::thread::sleep(BREATH);
+        }
         let socket = match &socket {
             Some(s) => s,
             // IPPROTO_RAW: the header is in what is sent.
@@ -114,7 +125,12 @@ mod tests {
         ];
         let all = with_reserved_ports(&known);
         assert_eq!(all.len(), 425, "424 reserved ones and a high one");
-        assert!(all.contains(&"10.0.0.7:40000".parse().unwrap()));
+        let first: Vec<SocketAddr> = all[..2].iter().map(|c| (*c).into()).collect();
+        assert_eq!(
+            first,
+            [known[1], known[0]],
+            "those that are known come first"
+        );
         assert!(with_reserved_ports(&[]).is_empty());
         let many: Vec<SocketAddr> = (0..400u32)
             .map(|n| SocketAddr::new(Ipv4Addr::from(n).into(), 40_000))

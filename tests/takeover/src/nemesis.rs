@@ -236,7 +236,10 @@ impl Nemesis<'_> {
             Event::MuteActive => self.one_way(active, true),
             Event::DeafActive => self.one_way(active, false),
             Event::MuteStandby => self.one_way(&standby, true),
-            Event::Move => self.command(&["promote", VOLUME, "--node", &standby, "--yes"]),
+            Event::Move => {
+                self.command(&["promote", VOLUME, "--node", &standby, "--yes"])?;
+                self.taken(generation)
+            }
             Event::Drain => {
                 self.command(&["drain", active])?;
                 self.taken(generation)?;

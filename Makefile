@@ -3,9 +3,10 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TRIVET := target/release/trivet
 SIM := target/release/trivet-sim
+TAKEOVER := target/release/trivet-takeover
 
 .DEFAULT_GOAL := help
-.PHONY: help up down build check test test-long test-vm sim mutants bench fuzz deny clean
+.PHONY: help up down demo takeovers build check test test-long test-vm sim mutants bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +16,12 @@ up: build ## Run it here: three replicas in var/trivet, mounted on var/mnt, expo
 
 down: ## End what `make up` started; the data stays in var/trivet
 	@scripts/down
+
+demo: $(TAKEOVER) ## Three nodes in namespaces: lose one, kill a daemon, move; what a client sees (root)
+	$(TAKEOVER) demo --trivet $(TRIVET)
+
+takeovers: $(TAKEOVER) ## N=200 takeovers under load, checked (root; SEED=n repeats an order)
+	$(TAKEOVER) takeovers --trivet $(TRIVET) --count $(or $(N),200) $(if $(SEED),--seed $(SEED))
 
 build: ## Build target/release/trivet
 	$(CARGO) build --release --locked --bin trivet
@@ -34,6 +41,7 @@ test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed f
 	SEEDS=200 scripts/suites target/debug/trivet
 	KILLS=20 tests/work.sh target/debug/trivet
 	$(MAKE) test-vm
+	$(MAKE) takeovers N=200
 	$(MAKE) fuzz SECONDS=600
 
 test-vm: ## A real Linux kernel's NFS client against `trivet up` (root; CASES="files locks fight restart")
@@ -49,6 +57,10 @@ mutants: $(SIM) ## Switch each rule of the volume off in turn; the simulation mu
 .PHONY: $(SIM)
 $(SIM):
 	$(CARGO) build --release --locked -p trivet-sim
+
+.PHONY: $(TAKEOVER)
+$(TAKEOVER):
+	$(CARGO) build --release --locked --bins -p trivet -p trivet-takeover
 
 bench: build ## Measure a volume beside its limits: three replica processes (QUICK=1 for the short form)
 	@mkdir -p var

@@ -6,6 +6,11 @@
 //! makes another one. So the parent has a duplicate of each, which keeps it open beyond the
 //! daemon's death; once the address is gone nothing can be told any more, and the duplicates go.
 //!
+//! And the lease: the daemon says again and again how long it runs. When it has run out, because
+//! the daemon stands still or is cut off, the parent takes the address away before another node
+//! can have it, so that no two hosts answer for one address; it gives it back if the lease is held
+//! again after all.
+//!
 //! One word is one message on a socket pair; a connection comes along as a descriptor. The daemon
 //! never waits for its parent: what cannot be told is only slower to be taken over.
 
@@ -27,6 +32,8 @@ use crate::config::ServiceConfig;
 const MAX_WORD: usize = 16 * 1024;
 /// Connections held for all volumes together, at most.
 const MAX_HELD: usize = 16 * 1024;
+/// A lease, at most: the protocol's own bound.
+const LONGEST: Duration = Duration::from_secs(60);
 /// How often connections that have ended are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
 
@@ -48,6 +55,7 @@ enum Word {
     Active(Held),
     Ended(String),
     Connection(String),
+    Lease { volume: String, left_ms: u64 },
 }
 
 /// The daemon's end.
@@ -73,6 +81,13 @@ impl Guard {
     /// It is active here no longer, in order.
     pub fn ended(&self, volume: &str) {
         self.tell(&Word::Ended(volume.to_owned()), None);
+    }
+
+    /// Its lease runs for so long yet. Without such a word in time the parent takes the service
+    /// address away until the next one.
+    pub fn lease(&self, volume: &str, left_ms: u64) {
+        let volume = volume.to_owned();
+        self.tell(&Word::Lease { volume, left_ms }, None);
     }
 
     /// A socket of its export.
@@ -103,8 +118,26 @@ impl Guard {
 pub struct Watch {
     socket: OwnedFd,
     held: Vec<Held>,
+    leases: Vec<Lease>,
     sockets: Vec<(String, OwnedFd)>,
     swept: Instant,
+}
+
+/// Of a volume that is held: until when, and whether that has passed and been dealt with.
+#[derive(Debug)]
+struct Lease {
+    volume: String,
+    until: Instant,
+    lapsed: bool,
+}
+
+/// What becomes of service addresses as leases run out, and are held again after all.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// These go: their daemon stands still, or is cut off, and another may be active by now.
+    pub lapsed: Vec<Held>,
+    /// These come back.
+    pub renewed: Vec<Held>,
 }
 
 /// What the parent heard.
@@ -131,6 +164,7 @@ impl Watch {
         let watch = Watch {
             socket: ours,
             held: Vec::new(),
+            leases: Vec::new(),
             sockets: Vec::new(),
             swept: Instant::now(),
         };
@@ -187,10 +221,13 @@ impl Watch {
         match word {
             Word::Active(held) => {
                 self.held.retain(|h| h.volume != held.volume);
+                self.leases.retain(|l| l.volume != held.volume);
                 self.held.push(held);
             }
+            Word::Lease { volume, left_ms } => self.prolong(volume, left_ms),
             Word::Ended(volume) => {
                 self.held.retain(|h| h.volume != volume);
+                self.leases.retain(|l| l.volume != volume);
                 self.let_go(&volume);
             }
             Word::Connection(volume) => {
@@ -203,6 +240,45 @@ impl Watch {
                 }
             }
         }
+    }
+
+    fn prolong(&mut self, volume: String, left_ms: u64) {
+        if !self.held.iter().any(|h| h.volume == volume) {
+            return;
+        }
+        let left = Duration::from_millis(left_ms).min(LONGEST);
+        let until = Instant::now() + left;
+        match self.leases.iter_mut().find(|l| l.volume == volume) {
+            Some(l) => l.until = until,
+            None => self.leases.push(Lease {
+                volume,
+                until,
+                lapsed: false,
+            }),
+        }
+    }
+
+    /// What has changed by `now`; each change is told once.
+    pub fn changes(&mut self, now: Instant) -> Changes {
+        let mut changes = Changes::default();
+        for l in &mut self.leases {
+            let over = now >= l.until;
+            let Some(held) = self.held.iter().find(|h| h.volume == l.volume) else {
+                continue;
+            };
+            match (over, l.lapsed) {
+                (true, false) => changes.lapsed.push(held.clone()),
+                (false, true) => changes.renewed.push(held.clone()),
+                _ => continue,
+            }
+            l.lapsed = over;
+        }
+        changes
+    }
+
+    /// Whether this volume is held.
+    pub fn holds(&self, volume: &str) -> bool {
+        self.held.iter().any(|h| h.volume == volume)
     }
 
     /// Lets go of connections that have ended in order.
@@ -298,6 +374,34 @@ mod tests {
         watch.let_go("v");
         let gone = client.read(&mut [0]).unwrap_err();
         assert_eq!(gone.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_lease_that_is_not_prolonged_lapses_once_and_comes_back_once() {
+        let (mut watch, theirs) = Watch::pair().unwrap();
+        let guard = Guard::new(theirs);
+        guard.lease("v", 500);
+        guard.active(held("v"));
+        let now = Instant::now();
+        for _ in 0..2 {
+            watch.listen(Duration::from_secs(5));
+        }
+        let later = now + Duration::from_secs(30);
+        let nothing = Changes::default();
+        assert_eq!(watch.changes(later), nothing, "told before it was active");
+        guard.lease("v", 500);
+        watch.listen(Duration::from_secs(5));
+        assert_eq!(watch.changes(now), nothing);
+        assert_eq!(watch.changes(later).lapsed, [held("v")]);
+        assert_eq!(watch.changes(later), nothing, "told once");
+        guard.lease("v", 50_000);
+        watch.listen(Duration::from_secs(5));
+        assert_eq!(watch.changes(later).renewed, [held("v")]);
+        assert_eq!(watch.changes(later), nothing, "told once");
+        guard.ended("v");
+        watch.listen(Duration::from_secs(5));
+        let end = later + Duration::from_secs(60);
+        assert_eq!(watch.changes(end), nothing, "ended in order");
     }
 
     #[test]

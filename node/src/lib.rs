@@ -20,6 +20,7 @@ pub mod control;
 mod error;
 pub mod events;
 pub mod guard;
+mod known;
 pub mod messages;
 pub mod net;
 pub mod node;

@@ -166,7 +166,8 @@ pub struct VolumeReport {
     pub role: RoleReport,
     /// The members that the node keeps.
     pub members: Vec<MemberReport>,
-    /// Clients connected to its export, for whoever takes over.
+    /// Clients connected to its export, for whoever takes over; where it is not active: those that
+    /// it remembers.
     pub clients: Vec<SocketAddr>,
     /// As its upstairs sees it, where it is active.
     pub active: Option<ActiveReport>,

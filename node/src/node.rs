@@ -28,6 +28,7 @@ use crate::config::{Config, NodeConfig, Role as NodeRole, VolumeConfig};
 use crate::error::{NodeError, Result};
 use crate::events::Events;
 use crate::guard::Guard;
+use crate::known::Known;
 use crate::messages::{
     Answer, Ask, ClusterReport, EventKind, Heard, MemberReport, Promote, Report, Standing,
     VolumeReport, Want,
@@ -49,7 +50,7 @@ pub struct Node {
     host: OnceLock<Host>,
     roles: RwLock<BTreeMap<String, Arc<Role>>>,
     heard: Mutex<BTreeMap<String, HeardOf>>,
-    clients: Mutex<BTreeMap<VolumeId, Vec<SocketAddr>>>,
+    clients: Mutex<BTreeMap<VolumeId, Known>>,
     state: Mutex<State>,
     recorder: Arc<dyn Recorder>,
     guard: Arc<Guard>,
@@ -391,12 +392,25 @@ impl Node {
             .map(|(name, _)| name.clone())
     }
 
-    /// The clients of whoever was active last.
+    /// The clients of whoever was active last, and of those before lately.
     pub fn clients_of(&self, volume: VolumeId) -> Vec<SocketAddr> {
-        lock(&self.clients)
-            .get(&volume)
-            .cloned()
-            .unwrap_or_default()
+        let clients = lock(&self.clients);
+        clients.get(&volume).map_or(Vec::new(), Known::all)
+    }
+
+    fn learn_clients_anew(&self, volume: VolumeId, remembered: &[SocketAddr]) {
+        let mut clients = lock(&self.clients);
+        let of = clients.entry(volume).or_default();
+        if of.all().is_empty() {
+            of.learn(remembered, Instant::now());
+        }
+    }
+
+    /// These are connected to the active node.
+    pub fn learn_clients(&self, volume: VolumeId, connected: &[SocketAddr]) {
+        let mut clients = lock(&self.clients);
+        let of = clients.entry(volume).or_default();
+        of.learn(connected, Instant::now());
     }
 
     /// All nodes with fresh reports, this one among them, in the order of the configuration.
@@ -435,7 +449,10 @@ impl Node {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let volumes = config.volumes.iter().filter_map(|v| {
-            let (role, clients, active) = roles.get(&v.name)?.report();
+            let (role, mut clients, active) = roles.get(&v.name)?.report();
+            if role.standing != Standing::Active {
+                clients = self.clients_of(v.id);
+            }
             Some(VolumeReport {
                 name: v.name.clone(),
                 id: v.id,
@@ -577,8 +594,10 @@ impl Node {
             tracing::error!(%error, "what another node was told cannot be stored");
         }
         for v in &report.volumes {
-            if v.role.standing == Standing::Active {
-                lock(&self.clients).insert(v.id, v.clients.clone());
+            match v.role.standing {
+                Standing::Active => self.learn_clients(v.id, &v.clients),
+                // What it remembers is for nodes that have just started.
+                _ => self.learn_clients_anew(v.id, &v.clients),
             }
         }
         let name = report.node.clone();

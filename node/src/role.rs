@@ -270,6 +270,10 @@ impl Worker {
                 Some(why) => self.lose(why),
                 None => {
                     let (clients, active) = (stack.clients(), stack.report());
+                    self.tell_guard(active.lease_left_ms);
+                    if let Some(node) = self.node.upgrade() {
+                        node.learn_clients(self.id, &clients);
+                    }
                     self.watch_redundancy(&active);
                     self.view(|v| {
                         v.clients = clients;
@@ -400,14 +404,19 @@ impl Worker {
         let deadline = Instant::now() + Duration::from_millis(p.timeout_ms);
         let mut clients = node.clients_of(self.id);
         let mut kind = why.unwrap_or(MoveKind::Promoted);
-        if let Some(holder) = node.holder(self.id) {
+        // A takeover of its own was decided from what the members say; who says that he is active
+        // may be dead, and his word younger than his lease.
+        if why.is_none()
+            && let Some(holder) = node.holder(self.id)
+        {
             if !p.take {
                 return Err(NodeError::ActiveElsewhere {
                     volume: self.name.clone(),
                     node: holder,
                 });
             }
-            clients = self.take_from(node, &holder)?;
+            // And those that were its clients before: it may know less than all.
+            clients.extend(self.take_from(node, &holder)?);
             kind = MoveKind::Planned;
             timeline.mark("given up by the former holder");
         }
@@ -472,6 +481,13 @@ impl Worker {
                 self.event(EventKind::Redundant, "a replica can be lost again".into());
             }
             _ => {}
+        }
+    }
+
+    /// Nothing is said of a lease that has run out: the silence says it.
+    fn tell_guard(&self, lease_left_ms: u64) {
+        if let (1.., Some(node)) = (lease_left_ms, self.node.upgrade()) {
+            node.guard().lease(&self.name, lease_left_ms);
         }
     }
 

@@ -207,15 +207,21 @@ impl Stack {
     /// Ends it in order: what was answered is durable, the lease is handed back. Returns the
     /// clients that were connected.
     pub fn end(mut self) -> (Vec<SocketAddr>, Result<()>) {
+        let mut timeline = Timeline::begin();
         let hidden = self.close_doors();
+        timeline.mark("address gone");
         let clients = self.clients();
         drop(self.nfs.take());
         self.unmount();
+        timeline.mark("doors closed");
         let closed = self.fs.close();
+        timeline.mark("flushed");
         let handed_back = self
             .volume
             .hand_back()
             .map_err(|e| NodeError::from(trivet_cluster::ClusterError::HandBack(e)));
+        timeline.mark("handed back");
+        tracing::info!(timeline = ?timeline.marks(), "given up");
         let done = hidden.and(closed.map_err(NodeError::from)).and(handed_back);
         self.bury();
         (clients, done)

@@ -5,8 +5,12 @@
 //! not wait for them to run out. That is safe because the process was reaped: nothing of it can
 //! answer anybody any more. Then the daemon is started again, as a standby.
 //!
+//! While it lives: an address whose lease has run out goes, too, so that a daemon that stands still
+//! does not answer for its successor.
+//!
 //! This process holds no data and reads nothing from the network but answers of nodes.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -84,11 +88,25 @@ fn start(mut command: Command, theirs: OwnedFd) -> Result<Child> {
 
 /// Until the daemon has ended and was reaped.
 fn attend(child: &mut Child, watch: &mut Watch, stop: &AtomicBool) -> Result<ExitStatus> {
+    let mut shown = BTreeMap::new();
+    let ended = attend_with(child, watch, stop, &mut shown);
+    // Also ends their announcements, which must not go on beside a successor's.
+    shown.iter().for_each(|(volume, net)| hide(volume, net));
+    ended
+}
+
+fn attend_with(
+    child: &mut Child,
+    watch: &mut Watch,
+    stop: &AtomicBool,
+    shown: &mut BTreeMap<String, ServiceNet>,
+) -> Result<ExitStatus> {
     let mut asked: Option<Instant> = None;
     loop {
         if watch.listen(TICK) == Heard::Ended {
             return child.wait().map_err(NodeError::Thread);
         }
+        follow_leases(watch, shown);
         if let Some(status) = child.try_wait().map_err(NodeError::Thread)? {
             // Its last words may still be unread.
             for _ in 0..LAST_WORDS {
@@ -117,13 +135,46 @@ fn attend(child: &mut Child, watch: &mut Watch, stop: &AtomicBool) -> Result<Exi
     }
 }
 
+/// Takes addresses away whose leases have run out, and gives them back. `shown` are those given
+/// back: one whose volume has ended since goes again, whichever of both processes was faster.
+fn follow_leases(watch: &mut Watch, shown: &mut BTreeMap<String, ServiceNet>) {
+    let changes = watch.changes(Instant::now());
+    for h in &changes.lapsed {
+        let Some(service) = &h.service else { continue };
+        tracing::warn!(volume = h.volume, "the lease has run out: no address");
+        let net = shown.remove(&h.volume);
+        let net = net.unwrap_or_else(|| ServiceNet::new(&h.volume, h.id, service));
+        hide(&h.volume, &net);
+    }
+    for h in &changes.renewed {
+        let Some(service) = &h.service else { continue };
+        tracing::info!(volume = h.volume, "the lease is held again");
+        let net = ServiceNet::new(&h.volume, h.id, service);
+        // Its clients' connections are alive: nobody has to be told but the neighbours.
+        if let Err(error) = net.show(Vec::new(), 0) {
+            tracing::error!(volume = h.volume, %error, "the service address does not come back");
+        }
+        shown.insert(h.volume.clone(), net);
+    }
+    shown.retain(|volume, net| {
+        let holds = watch.holds(volume);
+        if !holds {
+            hide(volume, net);
+        }
+        holds
+    });
+}
+
+fn hide(volume: &str, net: &ServiceNet) {
+    if let Err(error) = net.hide() {
+        tracing::error!(volume, %error, "the service address stays");
+    }
+}
+
 fn clear(held: &[Held], watch: &mut Watch, config: &Config, security: &Security) {
     for h in held {
         if let Some(service) = &h.service {
-            let net = ServiceNet::new(&h.volume, h.id, service);
-            if let Err(error) = net.hide() {
-                tracing::error!(volume = h.volume, %error, "the service address stays");
-            }
+            hide(&h.volume, &ServiceNet::new(&h.volume, h.id, service));
         }
         watch.let_go(&h.volume);
     }

@@ -19,6 +19,11 @@ impl Timeline {
         }
     }
 
+    /// What was done so far, and when.
+    pub fn marks(&self) -> &[(String, f64)] {
+        &self.marks
+    }
+
     /// A step is done.
     pub fn mark(&mut self, what: &str) {
         let ms = self.began.elapsed().as_secs_f64() * 1000.0;

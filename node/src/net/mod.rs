@@ -18,6 +18,8 @@ mod tickle;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,11 +33,12 @@ use crate::error::{NodeError, Result};
 /// One command of iproute2 takes at most this long.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Times after the address came at which it is announced: switches and neighbours may miss one.
-const ANNOUNCE: [Duration; 4] = [
+const ANNOUNCE: [Duration; 5] = [
     Duration::ZERO,
     Duration::from_millis(150),
     Duration::from_millis(600),
     Duration::from_millis(2000),
+    Duration::from_millis(6000),
 ];
 
 /// See the module's head.
@@ -47,6 +50,8 @@ pub struct ServiceNet {
     /// The interface's ends: in the bridge, and inside.
     outside: String,
     inside: String,
+    /// Whether the address is here, as far as this object put it here: what is announced.
+    shown: Arc<AtomicBool>,
 }
 
 impl ServiceNet {
@@ -59,6 +64,7 @@ impl ServiceNet {
             name: format!("trivet-{volume}"),
             outside: format!("tvo{short}"),
             inside: format!("tvi{short}"),
+            shown: Arc::default(),
         }
     }
 
@@ -131,6 +137,7 @@ impl ServiceNet {
             let route = ["route", "replace", "default", "via", &gateway];
             ip(&[&["-n", ns], &route[..]].concat())?;
         }
+        self.shown.store(true, Ordering::Release);
         let net = self.clone();
         // Not waited for: it ends by itself after the last announcement.
         thread::Builder::new()
@@ -150,6 +157,10 @@ impl ServiceNet {
         for at in ANNOUNCE {
             // The announcements' own times; nothing waits for this thread.
             thread::sleep(at.saturating_sub(began.elapsed()));
+            // It may have moved on meanwhile, and neighbours must not be told otherwise.
+            if !self.shown.load(Ordering::Acquire) {
+                return;
+            }
             if let Err(error) = announce::announce(&self.inside, self.address()) {
                 tracing::warn!(%error, "the service address cannot be announced to neighbours");
             }
@@ -165,6 +176,7 @@ impl ServiceNet {
     /// # Errors
     /// iproute2 fails.
     pub fn hide(&self) -> Result<()> {
+        self.shown.store(false, Ordering::Release);
         let flush = ["addr", "flush", "dev", &self.inside, "scope", "global"];
         ip(&[&["-n", self.name.as_str()], &flush[..]].concat())
     }

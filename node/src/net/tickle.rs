@@ -5,14 +5,46 @@
 //! the client's kernel answers with what it does expect (RFC 5961 section 3), which no connection
 //! here fits, so this kernel resets it, and the client connects again at once. The trick is known
 //! as a tickle ACK.
+//!
+//! A connection made just before its server died is on nobody's list, and its client would wait
+//! for a minute. So all ports below 1024 that NFS clients use are told, at every address that is
+//! on the list: what fits nothing there is answered with a reset, which fits nothing here.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Clients told, at most: a bound for what neighbours have reported.
 pub const MAX_CLIENTS: usize = 4096;
+
+/// Ports that clients choose from, as root (Linux: from 665 on; bindresvport(3): from 600 on).
+const RESERVED: RangeInclusive<u16> = 600..=1023;
+/// Addresses at which all of those are told, at most.
+const MAX_ADDRESSES: usize = 256;
+
+/// Segments sent at once: a burst is dropped where it exceeds what a kernel queues for a processor
+/// (1000 packets), and the end of it would be lost each time.
+const BURST: usize = 64;
+/// Between two bursts.
+const BREATH: Duration = Duration::from_millis(2);
+
+/// The clients first, then whatever else may be a connection of theirs.
+fn with_reserved_ports(clients: &[SocketAddr]) -> Vec<SocketAddrV4> {
+    let v4 = clients.iter().take(MAX_CLIENTS).filter_map(|c| match c {
+        SocketAddr::V4(c) => Some(*c),
+        SocketAddr::V6(_) => None,
+    });
+    let known: BTreeSet<SocketAddrV4> = v4.collect();
+    let addresses: BTreeSet<Ipv4Addr> = known.iter().map(|c| *c.ip()).collect();
+    let reserved = |ip: Ipv4Addr| RESERVED.map(move |port| SocketAddrV4::new(ip, port));
+    let others = addresses.into_iter().take(MAX_ADDRESSES).flat_map(reserved);
+    let others: Vec<_> = others.filter(|c| !known.contains(c)).collect();
+    known.into_iter().chain(others).collect()
+}
 
 /// Sends one such segment from `from` to each of `clients` of its own address family (IPv4; over
 /// IPv6 clients notice by their own retries).
@@ -24,8 +56,11 @@ pub fn tickle(from: SocketAddr, clients: &[SocketAddr]) -> io::Result<()> {
         return Ok(());
     };
     let mut socket = None;
-    for client in clients.iter().take(MAX_CLIENTS) {
-        let SocketAddr::V4(to) = client else { continue };
+    for (n, to) in with_reserved_ports(clients).into_iter().enumerate() {
+        if n % BURST == BURST - 1 {
+            // A rate; nothing waits for this thread.
+            std::thread::sleep(BREATH);
+        }
         let socket = match &socket {
             Some(s) => s,
             // IPPROTO_RAW: the header is in what is sent.
@@ -36,7 +71,7 @@ pub fn tickle(from: SocketAddr, clients: &[SocketAddr]) -> io::Result<()> {
             )?),
         };
         // One that cannot be reached does not keep the others from being told.
-        let _ = socket.send_to(&segment(from, *to), &SocketAddr::V4(*to).into());
+        let _ = socket.send_to(&segment(from, to), &SocketAddr::V4(to).into());
     }
     Ok(())
 }
@@ -80,6 +115,29 @@ fn checksum(data: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_nobody_reported_are_told_too() {
+        let known: Vec<SocketAddr> = vec![
+            "10.0.0.7:40000".parse().unwrap(),
+            "10.0.0.7:700".parse().unwrap(),
+            "[fe80::1]:700".parse().unwrap(),
+        ];
+        let all = with_reserved_ports(&known);
+        assert_eq!(all.len(), 425, "424 reserved ones and a high one");
+        let first: Vec<SocketAddr> = all[..2].iter().map(|c| (*c).into()).collect();
+        assert_eq!(
+            first,
+            [known[1], known[0]],
+            "those that are known come first"
+        );
+        assert!(with_reserved_ports(&[]).is_empty());
+        let many: Vec<SocketAddr> = (0..400u32)
+            .map(|n| SocketAddr::new(Ipv4Addr::from(n).into(), 40_000))
+            .collect();
+        let all = with_reserved_ports(&many);
+        assert_eq!(all.len(), 400 + MAX_ADDRESSES * 424);
+    }
 
     #[test]
     fn the_segment_verifies() {

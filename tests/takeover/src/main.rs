@@ -1,0 +1,111 @@
+//! The proof of takeovers: three hosts and a client in network namespaces, real daemons, load with
+//! a memory, a nemesis, and a checker.
+//!
+//! - `takeovers`: events in random order, a table of pauses, and what clients should not have seen;
+//! - `demo`: three events, told as they happen;
+//! - `lab`: the lab alone, for hands;
+//! - `clear`: removes what killed runs left.
+//!
+//! Exit code 0: all as it should be; 1: a finding; 2: the run could not go on; 77: this machine
+//! cannot do it.
+
+mod cluster;
+mod demo;
+mod error;
+mod findings;
+mod host;
+mod lab;
+mod leaks;
+mod load;
+mod nemesis;
+mod report;
+mod run;
+mod sys;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use error::{LabError, Result};
+use nemesis::Event;
+use sys::Stop;
+
+#[derive(Parser)]
+#[command(about = "Takeovers of real daemons in network namespaces, under load and checked")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every lab is told.
+#[derive(Args)]
+pub struct Common {
+    /// The program under test
+    #[arg(long, value_name = "FILE", default_value = "target/release/trivet")]
+    pub trivet: PathBuf,
+    /// Keep the directory of the lab, with the daemons' logs
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// What a run is told.
+#[derive(Args)]
+pub struct RunArgs {
+    /// The lab.
+    #[command(flatten)]
+    pub common: Common,
+    /// Events
+    #[arg(short = 'n', long, default_value_t = 20)]
+    pub count: usize,
+    /// Repeats the order and the lengths of an earlier run [default: a new one]
+    #[arg(long, env = "SEED")]
+    pub seed: Option<u64>,
+    /// Only these, in turn
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub only: Vec<Event>,
+    /// A pause above its bar is a failure
+    #[arg(long)]
+    pub bars: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Events in random order, under load
+    Takeovers(RunArgs),
+    /// A loss of a node, a killed daemon and a planned move, told as they happen
+    Demo(Common),
+    /// The lab, with a served volume, until Ctrl-C
+    Lab(Common),
+    /// Remove what killed runs left
+    Clear,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start(cli.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(LabError::Unable(why)) => {
+            eprintln!("not run: {why}");
+            ExitCode::from(77)
+        }
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn start(command: Command) -> Result<bool> {
+    if let Some(why) = lab::lacks() {
+        return Err(LabError::Unable(why));
+    }
+    let stop = Stop::on_signals()?;
+    match command {
+        Command::Takeovers(args) => run::run(&args, &stop),
+        Command::Demo(common) => demo::demo(&common, &stop),
+        Command::Lab(common) => demo::lab(&common, &stop),
+        Command::Clear => lab::clear_leftovers().map(|()| true),
+    }
+}

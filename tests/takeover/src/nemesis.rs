@@ -1,0 +1,362 @@
+//! What is done to the cluster, and what it cost its clients.
+//!
+//! Each event begins with a cluster that lacks nothing and ends when it lacks nothing again, with
+//! every stream of the client going on; the pause is the longest in between.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use trivet_bench::rng::Rng;
+
+use crate::cluster::Watch;
+use crate::error::{LabError, Result};
+use crate::findings::{Findings, Kind};
+use crate::lab::{Lab, VOLUME};
+use crate::load::Load;
+use crate::sys::{self, Stop};
+
+/// Another node is active within this time, or the run ends: far above any bar.
+const TAKEN: u64 = 40;
+/// Nothing is missing any more within this time.
+const WHOLE: u64 = 90;
+
+/// One thing that happens to a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Event {
+    /// `kill -9` of the active daemon; its host lives.
+    Kill,
+    /// The same of daemon and supervisor together, as the kernel does when memory is short.
+    KillBoth,
+    /// The active host: all its processes, and its link.
+    LoseNode,
+    /// The host of a standby likewise.
+    LoseStandby,
+    /// The active daemon stands still for 1 to 6 s.
+    Pause,
+    /// The active host's cable.
+    CutActive,
+    /// A standby's cable.
+    CutStandby,
+    /// Nothing that the active host sends arrives.
+    MuteActive,
+    /// Nothing that is sent to the active host arrives.
+    DeafActive,
+    /// Nothing that a standby sends arrives.
+    MuteStandby,
+    /// `trivet promote` on another node.
+    Move,
+    /// `trivet drain` of the active node, and `undrain`.
+    Drain,
+    /// The active daemon is asked to end, and started again, as in an update.
+    RestartActive,
+    /// A standby's likewise.
+    RestartStandby,
+}
+
+/// The pauses that are promised, in seconds: median and worst.
+pub type Bar = (f64, f64);
+
+impl Event {
+    /// All, some more often: what a run draws from.
+    const DECK: [Event; 17] = [
+        Event::Kill,
+        Event::Kill,
+        Event::KillBoth,
+        Event::LoseNode,
+        Event::LoseNode,
+        Event::LoseStandby,
+        Event::Pause,
+        Event::CutActive,
+        Event::CutStandby,
+        Event::MuteActive,
+        Event::DeafActive,
+        Event::MuteStandby,
+        Event::Move,
+        Event::Move,
+        Event::Drain,
+        Event::RestartActive,
+        Event::RestartStandby,
+    ];
+
+    /// As people say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Event::Kill => "daemon killed, host alive",
+            Event::KillBoth => "daemon and supervisor killed",
+            Event::LoseNode => "whole node gone and back",
+            Event::LoseStandby => "standby node gone and back",
+            Event::Pause => "daemon stopped 1 to 6 s",
+            Event::CutActive => "active node's cable",
+            Event::CutStandby => "a standby's cable",
+            Event::MuteActive => "active node cannot send",
+            Event::DeafActive => "active node cannot receive",
+            Event::MuteStandby => "a standby cannot send",
+            Event::Move => "planned move",
+            Event::Drain => "drain, undrain",
+            Event::RestartActive => "active daemon restarted",
+            Event::RestartStandby => "standby daemon restarted",
+        }
+    }
+
+    /// What is promised for it.
+    pub fn bar(self) -> Option<Bar> {
+        match self {
+            Event::LoseNode => Some((3.5, 6.0)),
+            Event::Kill => Some((1.5, 3.5)),
+            Event::Move | Event::Drain => Some((0.3, 1.0)),
+            _ => None,
+        }
+    }
+}
+
+/// The order of a run: whole decks, shuffled, one after the other.
+pub fn order(rng: &mut Rng, count: usize, only: &[Event]) -> Vec<Event> {
+    let deck: Vec<Event> = match only.is_empty() {
+        true => Event::DECK.to_vec(),
+        false => only.to_vec(),
+    };
+    let mut all = Vec::new();
+    while all.len() < count {
+        let mut next = deck.clone();
+        for n in (1..next.len()).rev() {
+            let other = usize::try_from(rng.below(n as u64 + 1)).unwrap_or_default();
+            next.swap(n, other);
+        }
+        all.extend(next);
+    }
+    all.truncate(count);
+    all
+}
+
+/// What one event was.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Which.
+    pub event: Event,
+    /// Where it was active before, and after.
+    pub nodes: (String, String),
+    /// The longest time between two acknowledged durable writes.
+    pub pause: Duration,
+    /// Until nothing was missing.
+    pub whole_after: Duration,
+    /// The move that it led to, if one.
+    pub timeline: Vec<(String, f64)>,
+    /// Findings in its course.
+    pub findings: u64,
+}
+
+/// Does it to them.
+pub struct Nemesis<'a> {
+    /// The lab.
+    pub lab: &'a mut Lab,
+    /// How it is.
+    pub watch: &'a Watch,
+    /// Who notices.
+    pub load: &'a Load,
+    /// What was wrong.
+    pub findings: &'a Findings,
+    /// Ctrl-C.
+    pub stop: &'a Stop,
+    /// Lengths and choices.
+    pub rng: Rng,
+}
+
+impl Nemesis<'_> {
+    /// One event, from whole to whole.
+    ///
+    /// # Errors
+    /// The cluster does not become whole again, the lab fails, or Ctrl-C.
+    pub fn run(&mut self, event: Event) -> Result<Record> {
+        let before = self.findings.all();
+        let view = self.whole("the cluster lacks nothing")?;
+        self.load.mark();
+        let began = Instant::now();
+        let done = self.apply(event, &view.active, view.report.generation);
+        if let Err(LabError::Late { what, last, .. }) = &done {
+            let words = format!("{}: {what}: {last}", event.name());
+            self.findings.add(Kind::NotWhole, words);
+        }
+        done?;
+        let after = self.whole(event.name())?;
+        let whole_after = began.elapsed();
+        let now = Instant::now();
+        self.until("every stream goes on", WHOLE, |n| n.load.alive_since(now))?;
+        let pause = self.load.pause();
+        self.load.look(self.stop, event.name())?;
+        let moved = after.report.generation > view.report.generation;
+        let timeline = after.last_move.filter(|_| moved).map(|m| m.timeline);
+        Ok(Record {
+            event,
+            nodes: (view.active, after.active),
+            pause,
+            whole_after,
+            timeline: timeline.unwrap_or_default(),
+            findings: self.findings.all() - before,
+        })
+    }
+
+    fn until(&self, what: &str, seconds: u64, is_so: impl Fn(&Self) -> bool) -> Result<()> {
+        self.watch.until(self.stop, what, seconds, |_| is_so(self))
+    }
+
+    fn whole(&self, after: &str) -> Result<crate::cluster::View> {
+        let mut seen = None;
+        let waited = self
+            .watch
+            .until(self.stop, "nothing is missing", WHOLE, |w| {
+                seen = w.view().filter(|v| v.whole);
+                seen.is_some()
+            });
+        if let Err(LabError::Late { last, .. }) = &waited {
+            let words = format!("after {after}: {last}");
+            self.findings.add(Kind::NotWhole, words);
+        }
+        waited?;
+        seen.ok_or(LabError::Interrupted)
+    }
+
+    /// Until a later reign serves.
+    fn taken(&self, generation: u64) -> Result<()> {
+        self.until("another reign serves", TAKEN, |n| {
+            let v = n.watch.view();
+            v.is_some_and(|v| v.report.generation > generation)
+        })
+    }
+
+    fn apply(&mut self, event: Event, active: &str, generation: u64) -> Result<()> {
+        let standby = self.standby(active);
+        match event {
+            Event::Kill => self.kill(active, generation, false),
+            Event::KillBoth => self.kill(active, generation, true),
+            Event::LoseNode => self.lose(active, Some(generation)),
+            Event::LoseStandby => self.lose(&standby, None),
+            Event::Pause => self.pause(active),
+            Event::CutActive => self.cut(active),
+            Event::CutStandby => self.cut(&standby),
+            Event::MuteActive => self.one_way(active, true),
+            Event::DeafActive => self.one_way(active, false),
+            Event::MuteStandby => self.one_way(&standby, true),
+            Event::Move => {
+                self.command(&["promote", VOLUME, "--node", &standby, "--yes"])?;
+                self.taken(generation)
+            }
+            Event::Drain => {
+                self.command(&["drain", active])?;
+                self.taken(generation)?;
+                self.command(&["undrain", active])
+            }
+            Event::RestartActive => {
+                self.lab.host(active)?.stop_serving()?;
+                self.taken(generation)?;
+                self.lab.host(active)?.serve()
+            }
+            Event::RestartStandby => {
+                let host = self.lab.host(&standby)?;
+                host.stop_serving()?;
+                host.serve()
+            }
+        }
+    }
+
+    fn standby(&mut self, active: &str) -> String {
+        let mut others = self.lab.hosts.iter().filter(|h| h.name != active);
+        let which = usize::try_from(self.rng.below(2)).unwrap_or_default();
+        others
+            .nth(which)
+            .map(|h| h.name.clone())
+            .unwrap_or_default()
+    }
+
+    fn seconds(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from * 1000 + self.rng.below((to - from) * 1000))
+    }
+
+    fn command(&self, words: &[&str]) -> Result<()> {
+        let (ok, _, said) = self.lab.at_client(words)?;
+        if !ok {
+            let words = format!("trivet {}: {said}", words.join(" "));
+            self.findings.add(Kind::Answer, words);
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self, active: &str, generation: u64, both: bool) -> Result<()> {
+        let (daemon, supervisor) = self.lab.host(active)?.daemon();
+        let victims = [supervisor.filter(|_| both), daemon];
+        for pid in victims.into_iter().flatten() {
+            sys::signal(pid, Signal::KILL);
+        }
+        self.taken(generation)?;
+        let host = self.lab.host(active)?;
+        if both || supervisor.is_none() {
+            host.wait_served()?;
+            host.serve()?;
+        }
+        Ok(())
+    }
+
+    fn lose(&mut self, name: &str, taken_from: Option<u64>) -> Result<()> {
+        self.lab.cable(name, false)?;
+        self.lab.host(name)?.power_off()?;
+        match taken_from {
+            Some(generation) => self.taken(generation)?,
+            None => {
+                let away = self.seconds(1, 8);
+                self.stop.sleep(away)?;
+            }
+        }
+        let away = self.seconds(0, 3);
+        self.stop.sleep(away)?;
+        self.lab.cable(name, true)?;
+        let host = self.lab.host(name)?;
+        host.power_on()?;
+        host.serve()
+    }
+
+    fn pause(&mut self, active: &str) -> Result<()> {
+        let (daemon, _) = self.lab.host(active)?.daemon();
+        let still = self.seconds(1, 6);
+        if let Some(pid) = daemon {
+            sys::signal(pid, Signal::STOP);
+            let slept = self.stop.sleep(still);
+            sys::signal(pid, Signal::CONT);
+            slept?;
+        }
+        Ok(())
+    }
+
+    fn cut(&mut self, name: &str) -> Result<()> {
+        self.lab.cable(name, false)?;
+        let away = self.seconds(1, 8);
+        let slept = self.stop.sleep(away);
+        self.lab.cable(name, true)?;
+        slept
+    }
+
+    fn one_way(&mut self, name: &str, from: bool) -> Result<()> {
+        self.lab.lose(name, from)?;
+        let away = self.seconds(1, 8);
+        let slept = self.stop.sleep(away);
+        self.lab.lose_nothing()?;
+        slept
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_one_order_and_a_deck_holds_every_event() {
+        let draw = |seed| order(&mut Rng::new(seed), Event::DECK.len(), &[]);
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7), draw(8));
+        let mut drawn = draw(7);
+        drawn.sort();
+        let mut deck = Event::DECK.to_vec();
+        deck.sort();
+        assert_eq!(drawn, deck);
+        let only = order(&mut Rng::new(1), 5, &[Event::Move]);
+        assert_eq!(only, vec![Event::Move; 5]);
+    }
+}

@@ -488,7 +488,8 @@ impl World {
             let Some(store) = self.nodes[i].replica.as_ref().and_then(Replica::store) else {
                 return fail(format!("node {i} is in sync and not running"));
             };
-            // What harm left in old content, reads find by its checksums; who came in its place is new.
+            // What harm left in old content, reads find by its checksums; whoever came in its place
+            // is new.
             let replaced = self.nodes[i].id.bytes()[0] >= 0x80;
             if self.harmed && i == self.victim && !replaced {
                 continue;

@@ -70,7 +70,9 @@ impl Upstairs {
             return;
         }
         let mut next = record.clone();
-        if let Some((old, _)) = self.replacing.filter(|r| r.1 == member) {
+        // Once the old one is gone from the record, the new one waits like any other.
+        let takes_over = |r: &(MemberId, MemberId)| r.1 == member && record.member(r.0).is_some();
+        if let Some((old, _)) = self.replacing.filter(takes_over) {
             next.members.retain(|m| m.id != old);
             next.in_sync.remove(&old);
             if !self.level_without(old) || !self.majority_answers(&next) {

@@ -34,9 +34,9 @@ use trivet_replica::upstairs::Limits;
 use trivet_transport::{Role, Security};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// One replica keeps nobody waiting longer than this. On a machine with nothing else to do it is well
-/// below a second (the benchmark shows it); here others may run, and only a wait for the replica's
-/// return must be told from that.
+/// One replica keeps nobody waiting longer than this. On a machine with nothing else to do it is
+/// well below a second (the benchmark shows it); here others may run, and only a wait for the
+/// replica's return must be told from that.
 const STALL: Duration = Duration::from_secs(8);
 /// An activation that did not wait for a lease takes less than the shortest wait for one.
 const LEASE: Duration = Duration::from_secs(2);

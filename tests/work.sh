@@ -113,17 +113,19 @@ stop
 data=$work/small
 for r in a b c; do
   mkdir -p "$data/$r"
-  mount -t tmpfs -o size=400m tmpfs "$data/$r"
+  mount -t tmpfs -o size=600m tmpfs "$data/$r"
 done
 start
 head -c 32M /dev/urandom >"$work/kept"
 cp "$work/kept" "$mnt/kept"
 sync "$mnt/kept"
-! head -c 600M /dev/urandom >"$mnt/big" 2>/dev/null
+! head -c 900M /dev/urandom >"$mnt/big" 2>/dev/null
 [ "$(stat -c %s "$mnt/big")" -gt 50000000 ]
 sync "$mnt/big"
-echo small >"$mnt/small"
-sync "$mnt/small"
+# What is written may be written over, also now.
+head -c 32M /dev/urandom >"$work/kept"
+dd if="$work/kept" of="$mnt/kept" bs=1M conv=notrunc,fsync status=none
+cmp "$work/kept" "$mnt/kept"
 rm "$mnt/big"
 for _ in $(seq 100); do
   [ "$(df --output=avail -k "$mnt" | tail -1)" -gt 150000 ] && break

@@ -105,7 +105,7 @@ fn rank(me: &str, heard: &[Candidate], prefer: &[String], record: &Record) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trivet_protocol::{Generation, MemberInfo, Millis, Position, Seq, VolumeId};
+    use trivet_protocol::{MemberInfo, Millis, Position, Seq, VolumeId};
 
     fn id(n: u8) -> MemberId {
         MemberId::from_bytes([n; 16])
@@ -142,7 +142,7 @@ mod tests {
             members: vec![MemberReport {
                 id: id(n),
                 kind: MemberKind::Replica,
-                promise: Generation::NONE,
+                promise: 0,
                 holder: "n0".into(),
                 lease_left_ms,
                 held_for_ms: 0,

@@ -118,6 +118,18 @@ pub struct Net {
     pub prefix: u8,
 }
 
+impl Net {
+    /// Whether an address is in the network.
+    pub fn contains(&self, other: IpAddr) -> bool {
+        let bits = |ip: IpAddr| match ip {
+            IpAddr::V4(a) => u128::from(u32::from(a)) << 96,
+            IpAddr::V6(a) => u128::from(a),
+        };
+        let mask = u128::MAX << (128 - u32::from(self.prefix.clamp(1, 128)));
+        self.ip.is_ipv4() == other.is_ipv4() && (bits(self.ip) ^ bits(other)) & mask == 0
+    }
+}
+
 impl std::fmt::Display for Net {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.ip, self.prefix)
@@ -350,6 +362,7 @@ impl Config {
         self.problem_of_names()
             .or_else(|| self.nodes.iter().find_map(|n| self.problem_of_node(n)))
             .or_else(|| self.volumes.iter().find_map(|v| self.problem_of_volume(v)))
+            .or_else(|| self.problem_of_addresses())
     }
 
     fn problem_of_names(&self) -> Option<String> {
@@ -379,6 +392,23 @@ impl Config {
                 let ids: BTreeSet<_> = self.volumes.iter().map(|v| v.id).collect();
                 (ids.len() < self.volumes.len()).then(|| "two volumes have the same id".into())
             })
+    }
+
+    fn problem_of_addresses(&self) -> Option<String> {
+        let mut seen: BTreeMap<IpAddr, &str> = BTreeMap::new();
+        for n in &self.nodes {
+            for a in n.addresses.iter().filter(|a| !a.ip().is_loopback()) {
+                seen.insert(a.ip(), &n.name);
+            }
+        }
+        self.volumes.iter().find_map(|v| {
+            let ip = v.service.as_ref()?.address.ip;
+            let other = seen.insert(ip, &v.name)?;
+            Some(format!(
+                "volume {}: its service address {ip} is also that of {other}",
+                v.name
+            ))
+        })
     }
 
     fn problem_of_node(&self, n: &NodeConfig) -> Option<String> {
@@ -411,6 +441,12 @@ impl Config {
                 .is_some_and(|g| g.is_ipv4() != s.address.ip.is_ipv4())
             {
                 return Some(format!("volume {name}: its gateway is of another family"));
+            }
+            if s.gateway.is_some_and(|g| !s.address.contains(g)) {
+                return Some(format!(
+                    "volume {name}: its gateway is not in the network {}",
+                    s.address
+                ));
             }
         }
         v.exports.iter().find_map(|e| {
@@ -466,6 +502,21 @@ clients = ["10.0.0.0/24(rw,no_root_squash)"]
         assert!(!c.node("w").unwrap().is(Role::Exporter));
         let text = toml::to_string(&c).unwrap();
         assert_eq!(Config::parse(&text).unwrap(), c);
+    }
+
+    #[test]
+    fn a_service_address_is_nobody_elses_and_its_gateway_is_near() {
+        let with = |more: &str| Config::parse(&GOOD.replace("bridge = \"vmbr0\"", more));
+        let near = "bridge = \"vmbr0\"\ngateway = \"10.0.0.1\"";
+        assert!(with(near).is_ok());
+        let far = with(&near.replace("10.0.0.1", "10.0.1.1")).unwrap_err();
+        assert!(far.contains("not in the network"), "{far}");
+        let (_, volume) = GOOD.split_once("[[volume]]").unwrap();
+        let second = volume
+            .replace("\"vms\"", "\"isos\"")
+            .replace("111111111111", "222222222222");
+        let twice = Config::parse(&format!("{GOOD}[[volume]]{second}")).unwrap_err();
+        assert!(twice.contains("also that of vms"), "{twice}");
     }
 
     #[test]

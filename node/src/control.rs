@@ -59,6 +59,12 @@ impl Control {
         if peer.role == PeerRole::Exporter && matches!(ask, Ask::MakeMember(_)) {
             return Answer::Refused("an exporter keeps no members and makes none".into());
         }
+        let nodes_only = matches!(ask, Ask::GiveUp { .. } | Ask::HandBack { .. });
+        if peer.role == PeerRole::Operator && nodes_only {
+            return Answer::Refused(
+                "only nodes ask that of each other; use `trivet demote`".into(),
+            );
+        }
         let done = match ask {
             Ask::Report => Ok(Answer::Report(Box::new(node.report()))),
             Ask::Cluster => Ok(Answer::Cluster(node.cluster())),
@@ -84,7 +90,7 @@ impl Control {
                 })
             }
             Ask::Events { after } => Ok(Answer::Events(node.events().after(after))),
-            Ask::HandBack { volume, generation } => hand_back(&node, volume, generation),
+            Ask::HandBack { volume, generation } => hand_back(&node, peer, volume, generation),
             Ask::MakeMember(m) => make_member(&node, &m),
             Ask::Drain {
                 node: whom,
@@ -205,13 +211,23 @@ fn drain(node: &Arc<Node>, whom: &str, drained: bool) -> Result<Answer> {
     Ok(Answer::Done)
 }
 
-fn hand_back(node: &Arc<Node>, volume: VolumeId, generation: Generation) -> Result<Answer> {
+fn hand_back(
+    node: &Arc<Node>,
+    peer: &Peer,
+    volume: VolumeId,
+    generation: Generation,
+) -> Result<Answer> {
     let refused = |why: String| NodeError::Refused {
         volume: volume.to_string(),
         why,
     };
     let served = node.host().and_then(|h| h.member_of(volume));
     let served = served.ok_or_else(|| refused("this node keeps no member of it".into()))?;
+    let holder = served.with(|r| r.member().state().holder.clone());
+    // The supervisor has its node's own key.
+    if peer.role != PeerRole::Local && peer.name != holder {
+        return Err(refused(format!("{holder} holds it, not {}", peer.name)));
+    }
     served
         .with(|r| r.hand_back(generation))
         .map_err(|e| refused(e.to_string()))?;

@@ -32,6 +32,8 @@ use crate::config::ServiceConfig;
 const MAX_WORD: usize = 16 * 1024;
 /// Connections held for all volumes together, at most.
 const MAX_HELD: usize = 16 * 1024;
+/// A lease that was just claimed is taken to last this long: the shortest usual one.
+const FIRST: Duration = Duration::from_secs(2);
 /// A lease, at most: the protocol's own bound.
 const LONGEST: Duration = Duration::from_secs(60);
 /// How often connections that have ended are looked for.
@@ -222,7 +224,10 @@ impl Watch {
             Word::Active(held) => {
                 self.held.retain(|h| h.volume != held.volume);
                 self.leases.retain(|l| l.volume != held.volume);
+                let volume = held.volume.clone();
                 self.held.push(held);
+                // Until the daemon says more: one that is stopped at once never does.
+                self.prolong(volume, FIRST.as_millis() as u64);
             }
             Word::Lease { volume, left_ms } => self.prolong(volume, left_ms),
             Word::Ended(volume) => {

@@ -236,8 +236,9 @@ pub struct MemberReport {
     pub id: MemberId,
     /// Replica or witness.
     pub kind: MemberKind,
-    /// Whom it has promised to.
-    pub promise: Generation,
+    /// Number of the generation that it has promised to. (Not its random id, which only the holder
+    /// and its supervisor know: see [`Ask::HandBack`].)
+    pub promise: u64,
     /// Name of that one's node.
     pub holder: String,
     /// How long the promise still runs, in milliseconds.

@@ -494,7 +494,7 @@ impl Node {
             MemberReport {
                 id: state.member,
                 kind: store.map_or(MemberKind::Witness, |_| MemberKind::Replica),
-                promise: state.promise,
+                promise: state.promise.number,
                 holder: state.holder.clone(),
                 lease_left_ms: member.lease_left(now).0,
                 held_for_ms: member.held_for(now).0,

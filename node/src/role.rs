@@ -7,6 +7,7 @@
 //! Bounded: [`QUEUE`] jobs wait; a promotion takes at most its own time-out.
 
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
@@ -35,6 +36,9 @@ const TICK: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_secs(1);
 /// An attempt of its own may take this long.
 const ATTEMPT: Duration = Duration::from_secs(10);
+/// A promotion by command takes at most this long, whatever was asked for: while it waits, this
+/// node does nothing else for the volume.
+const LONGEST: Duration = Duration::from_secs(60);
 /// A former holder gives up within this time, or is taken for dead.
 const GIVE_UP: Duration = Duration::from_secs(5);
 
@@ -98,7 +102,13 @@ impl Role {
         };
         let thread = thread::Builder::new()
             .name(format!("role-{}", config.name))
-            .spawn(move || worker.run(&queue))
+            .spawn(move || {
+                // Half a role is none: the process ends, and its supervisor clears up.
+                let ran = catch_unwind(AssertUnwindSafe(|| worker.run(&queue)));
+                if ran.is_err() {
+                    std::process::abort();
+                }
+            })
             .map_err(NodeError::Thread)?;
         Ok(Role {
             id: config.id,
@@ -130,6 +140,8 @@ impl Role {
     /// # Errors
     /// Why it did not.
     pub fn promote(&self, p: Promote) -> Result<Move> {
+        let mut p = p;
+        p.timeout_ms = p.timeout_ms.min(LONGEST.as_millis() as u64);
         let patience = Duration::from_millis(p.timeout_ms);
         self.ask(patience + GIVE_UP, |reply| Job::Promote(p, reply))
     }
@@ -415,8 +427,14 @@ impl Worker {
                     node: holder,
                 });
             }
-            // And those that were its clients before: it may know less than all.
-            clients.extend(self.take_from(node, &holder)?);
+            // And those that were its clients before: it may know less than all. Whatever it
+            // answers, or does not: the members decide whether it still holds the volume.
+            match self.take_from(node, &holder) {
+                Ok(its) => clients.extend(its),
+                Err(error) => {
+                    tracing::warn!(volume = self.name, %error, "the former holder gave no word");
+                }
+            }
             kind = MoveKind::Planned;
             timeline.mark("given up by the former holder");
         }

@@ -120,8 +120,9 @@ impl Stack {
             self.serve(config, net.as_ref(), guard)?;
             timeline.mark("NFS listens");
             if let Some(net) = net {
+                // Kept first: what has come half way goes again.
+                self.net = Some(net.clone());
                 net.show(clients, config.port)?;
-                self.net = Some(net);
                 timeline.mark("address up");
             }
         }
@@ -216,10 +217,14 @@ impl Stack {
         timeline.mark("doors closed");
         let closed = self.fs.close();
         timeline.mark("flushed");
-        let handed_back = self
-            .volume
-            .hand_back()
-            .map_err(|e| NodeError::from(trivet_cluster::ClusterError::HandBack(e)));
+        // While the address may still be here nobody else may serve: the lease then runs out.
+        let handed_back = match &hidden {
+            Ok(()) => self
+                .volume
+                .hand_back()
+                .map_err(|e| NodeError::from(trivet_cluster::ClusterError::HandBack(e))),
+            Err(_) => Ok(()),
+        };
         timeline.mark("handed back");
         tracing::info!(timeline = ?timeline.marks(), "given up");
         let done = hidden.and(closed.map_err(NodeError::from)).and(handed_back);
@@ -248,7 +253,7 @@ impl Stack {
     }
 
     fn close_doors(&mut self) -> Result<()> {
-        self.net.take().map_or(Ok(()), |net| net.hide())
+        self.net.take().map_or(Ok(()), |net| net.hide_for_certain())
     }
 
     fn unmount(&mut self) {

@@ -91,7 +91,9 @@ fn attend(child: &mut Child, watch: &mut Watch, stop: &AtomicBool) -> Result<Exi
     let mut shown = BTreeMap::new();
     let ended = attend_with(child, watch, stop, &mut shown);
     // Also ends their announcements, which must not go on beside a successor's.
-    shown.iter().for_each(|(volume, net)| hide(volume, net));
+    for (volume, net) in &shown {
+        hide(volume, net);
+    }
     ended
 }
 
@@ -165,23 +167,32 @@ fn follow_leases(watch: &mut Watch, shown: &mut BTreeMap<String, ServiceNet>) {
     });
 }
 
-fn hide(volume: &str, net: &ServiceNet) {
-    if let Err(error) = net.hide() {
+/// Whether the address is gone.
+fn hide(volume: &str, net: &ServiceNet) -> bool {
+    let hidden = net.hide_for_certain();
+    if let Err(error) = &hidden {
         tracing::error!(volume, %error, "the service address stays");
     }
+    hidden.is_ok()
 }
 
 fn clear(held: &[Held], watch: &mut Watch, config: &Config, security: &Security) {
+    let mut free = Vec::new();
     for h in held {
-        if let Some(service) = &h.service {
-            hide(&h.volume, &ServiceNet::new(&h.volume, h.id, service));
+        let hidden = h
+            .service
+            .as_ref()
+            .is_none_or(|service| hide(&h.volume, &ServiceNet::new(&h.volume, h.id, service)));
+        // Where the address may still be here, nobody else may serve: the lease runs out.
+        if hidden {
+            watch.let_go(&h.volume);
+            free.push(h);
         }
-        watch.let_go(&h.volume);
     }
     // All nodes at once: one that is gone must not keep the others waiting.
     thread::scope(|s| {
         for node in &config.nodes {
-            for h in held {
+            for &h in &free {
                 let hand_back = move || hand_back(config, security, &node.name, h);
                 if let Err(error) = thread::Builder::new().spawn_scoped(s, hand_back) {
                     tracing::warn!(%error, "no thread");

@@ -179,8 +179,12 @@ impl Mounted {
         match session.umount_and_join() {
             Ok(()) => Ok(true),
             Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
-                // Its threads end with the last user, or with the process.
-                unmount(&self.path, UnmountFlags::DETACH)?;
+                // Its users hold pages that another node may overwrite from now on: the kernel is
+                // made to end the connection, so that they get errors instead of old content.
+                // Without the right to do that, its threads end with the last user.
+                let forced = UnmountFlags::FORCE | UnmountFlags::DETACH;
+                unmount(&self.path, forced)
+                    .or_else(|_| unmount(&self.path, UnmountFlags::DETACH))?;
                 Ok(false)
             }
             Err(e) => Err(e),

@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
 use std::os::fd::AsRawFd;
 
 use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrStorage, sendto, socket,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Announces `address` on this interface of the calling thread's network namespace.
@@ -14,6 +16,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// # Errors
 /// There is no such interface, or it takes CAP_NET_RAW.
 pub fn announce(interface: &str, address: IpAddr) -> io::Result<()> {
+    let here = getifaddrs()?.any(|a| {
+        let ip = a.address.as_ref().and_then(ip_of);
+        a.interface_name == interface && ip == Some(address)
+    });
+    if !here {
+        // It has moved on meanwhile, perhaps by another process: nobody is told otherwise.
+        return Ok(());
+    }
     let link = getifaddrs()?
         .filter(|a| a.interface_name == interface)
         .find_map(|a| a.address.as_ref().and_then(|a| a.as_link_addr().copied()));
@@ -23,6 +33,11 @@ pub fn announce(interface: &str, address: IpAddr) -> io::Result<()> {
         IpAddr::V4(ip) => arp(&link, own, ip),
         IpAddr::V6(ip) => advertise(&link, own, ip),
     }
+}
+
+fn ip_of(a: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = a.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+    v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
 }
 
 const BROADCAST: [u8; 6] = [0xff; 6];

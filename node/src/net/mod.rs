@@ -114,6 +114,18 @@ impl ServiceNet {
         })?
     }
 
+    /// Takes the address away for certain: if that fails, its interface goes, and with it
+    /// everything.
+    ///
+    /// # Errors
+    /// Neither can be done.
+    pub fn hide_for_certain(&self) -> Result<()> {
+        self.hide().or_else(|error| {
+            tracing::warn!(%error, "the service address is taken away with its interface");
+            ip(&["link", "del", &self.outside])
+        })
+    }
+
     /// Removes namespace and interface; what is not there is as good.
     pub fn remove(&self) {
         let _ = ip(&["link", "del", &self.outside]);

@@ -64,6 +64,9 @@ pub struct RunArgs {
     /// Only these, in turn
     #[arg(long, value_enum, value_delimiter = ',')]
     pub only: Vec<Event>,
+    /// Not these
+    #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "only")]
+    pub except: Vec<Event>,
     /// A pause above its bar is a failure
     #[arg(long)]
     pub bars: bool,

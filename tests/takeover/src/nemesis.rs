@@ -110,11 +110,13 @@ impl Event {
 }
 
 /// The order of a run: whole decks, shuffled, one after the other.
-pub fn order(rng: &mut Rng, count: usize, only: &[Event]) -> Vec<Event> {
-    let deck: Vec<Event> = match only.is_empty() {
+pub fn order(rng: &mut Rng, count: usize, only: &[Event], except: &[Event]) -> Vec<Event> {
+    let mut deck: Vec<Event> = match only.is_empty() {
         true => Event::DECK.to_vec(),
         false => only.to_vec(),
     };
+    deck.retain(|e| !except.contains(e));
+    let count = if deck.is_empty() { 0 } else { count };
     let mut all = Vec::new();
     while all.len() < count {
         let mut next = deck.clone();

@@ -99,7 +99,7 @@ fn in_lab(
     );
     let first: Vec<_> = lab.hosts.iter().map(holdings).collect::<Result<_>>()?;
     let mut rng = Rng::new(seed);
-    let events = order(&mut rng, args.count, &args.only);
+    let events = order(&mut rng, args.count, &args.only, &args.except);
     let mut nemesis = Nemesis {
         lab,
         watch: &watch,

@@ -350,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_seed_gives_one_order_and_a_deck_holds_every_event() {
-        let draw = |seed| order(&mut Rng::new(seed), Event::DECK.len(), &[]);
+        let draw = |seed| order(&mut Rng::new(seed), Event::DECK.len(), &[], &[]);
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
         let mut drawn = draw(7);
@@ -358,7 +358,9 @@ mod tests {
         let mut deck = Event::DECK.to_vec();
         deck.sort();
         assert_eq!(drawn, deck);
-        let only = order(&mut Rng::new(1), 5, &[Event::Move]);
+        let only = order(&mut Rng::new(1), 5, &[Event::Move], &[]);
+        let rest = order(&mut Rng::new(1), 40, &[], &[Event::DeafActive]);
+        assert!(rest.len() == 40 && !rest.contains(&Event::DeafActive));
         assert_eq!(only, vec![Event::Move; 5]);
     }
 }

@@ -16,6 +16,10 @@ use crate::error::{Result, StoreError};
 
 /// Slices given to one pwritev; the kernel takes 1024.
 const MAX_SLICES: usize = 512;
+/// Bytes given to one write. The kernel's page cache keeps a write's pages as one folio, and every
+/// later 4 KiB write into it, and its write-back, walks the whole folio: 64 KiB pieces took an
+/// eighth off the processor time of durable 4 KiB overwrites where 1 MiB had been written before.
+const MAX_WRITE: usize = 64 << 10;
 /// Zeros written at once where holes cannot be punched.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
@@ -165,6 +169,22 @@ struct RealFile {
     recorder: Arc<dyn Recorder>,
 }
 
+/// Writes a beginning of `parts`, at most [`MAX_WRITE`] bytes.
+fn write_some(file: &File, parts: &[IoSlice<'_>], at: u64) -> rustix::io::Result<usize> {
+    let (mut whole, mut bytes) = (0, 0);
+    for part in parts.iter().take(MAX_SLICES) {
+        if bytes + part.len() > MAX_WRITE {
+            break;
+        }
+        bytes += part.len();
+        whole += 1;
+    }
+    match parts.first() {
+        Some(first) if whole == 0 => rustix::io::pwrite(file, &first[..MAX_WRITE], at),
+        _ => rustix::io::pwritev(file, &parts[..whole], at),
+    }
+}
+
 impl RealFile {
     fn timed<T>(&self, name: &'static str, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let start = Instant::now();
@@ -186,8 +206,7 @@ impl DiskFile for RealFile {
     fn write_at(&self, mut parts: &mut [IoSlice<'_>], mut at: u64) -> io::Result<()> {
         self.timed("downstairs.disk.write", || {
             while !parts.is_empty() {
-                let now = parts.len().min(MAX_SLICES);
-                let n = match rustix::io::pwritev(&self.file, &parts[..now], at) {
+                let n = match write_some(&self.file, parts, at) {
                     Err(rustix::io::Errno::INTR) => continue,
                     other => other?,
                 };

@@ -1,5 +1,6 @@
 //! `trivet bench`: load on a volume, its limits beside it, one table.
 
+mod faults;
 mod fs;
 mod nfs;
 mod subject;
@@ -23,6 +24,8 @@ use crate::stop::Stop;
 pub enum Bench {
     /// Measure a volume: 4 KiB and 1 MiB, random and sequential, volatile and durable
     Volume(VolumeArgs),
+    /// Measure a volume whose replicas hang, die, crawl and come back
+    Faults(faults::FaultsArgs),
     /// Measure any NFSv3 server: small durable writes, reads, streams, attributes
     Nfs(nfs::NfsArgs),
     /// Measure any directory: small durable writes, streams, many small files
@@ -108,6 +111,7 @@ fn random_seed() -> u64 {
 pub fn run(args: Bench, format: Format) -> Result<(), CliError> {
     let args = match args {
         Bench::Volume(args) => args,
+        Bench::Faults(args) => return faults::run(&args, format),
         Bench::Nfs(args) => return nfs::run(args, format),
         Bench::Fs(args) => return fs::run(&args, format),
     };

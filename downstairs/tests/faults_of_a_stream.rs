@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use trivet_downstairs::checkpoint::Step;
 use trivet_downstairs::disk::Disk;
 use trivet_downstairs::disk::sim::SimDisk;
 use trivet_downstairs::member::MemberState;
@@ -15,8 +16,8 @@ use trivet_downstairs::{Region, Store};
 use trivet_protocol::frame::{Frame, Header, Kind, ReadMeta};
 use trivet_protocol::message::{self, Refusal, Reply, Request};
 use trivet_protocol::{
-    BLOCK_BYTES, Batch, Block, Entry, Generation, MemberId, MemberInfo, MemberKind, Millis, Now,
-    NullRecorder, Position, Record, RecordVersion, Seq, VolumeId,
+    BLOCK_BYTES, Batch, Block, Entry, Generation, GenerationTable, MemberId, MemberInfo,
+    MemberKind, Millis, Now, NullRecorder, Position, Record, RecordVersion, Seq, VolumeId,
 };
 
 const G: Generation = Generation {
@@ -323,4 +324,99 @@ fn a_fetch_gives_a_bounded_part_whatever_it_asks_for() {
     let bound = trivet_protocol::limits::MAX_FETCH_BYTES as usize;
     assert!(given > 0 && given <= bound + (1 << 20), "{given} bytes");
     assert!(matches!(replies(&out).pop(), Some(Reply::Fetched { .. })));
+}
+
+/// Runs what a server's threads would run: syncs and checkpoints, until there are none.
+fn run_jobs(r: &mut Replica) -> Vec<Reply> {
+    let mut out = vec![];
+    for _ in 0..100 {
+        let mut idle = true;
+        if let Some(job) = r.begin_sync() {
+            let done = job.run();
+            r.sync_done(job, done, &mut out);
+            idle = false;
+        }
+        if let Some(mut job) = r.begin_checkpoint() {
+            let done = loop {
+                match job.step() {
+                    Ok(Step::More) => {}
+                    other => break other,
+                }
+            };
+            r.checkpoint_done(Now(1), job, done, &mut out);
+            idle = false;
+        }
+        if idle {
+            break;
+        }
+    }
+    replies(&out)
+}
+
+/// A region with operations 1 to 3 that is told to go on from 9, with `common` shared.
+fn begin_resync(r: &mut Replica, common: Seq) -> Vec<Reply> {
+    let mut table = GenerationTable::default();
+    assert!((1..=9).all(|seq| table.extend(1, Seq(seq))));
+    let frame = Frame {
+        header: Header::new(Kind::Request, G, 78),
+        meta: message::encode(&Request::BeginResync { common, table }),
+        data: vec![],
+    };
+    let mut said = replies(&send(r, 1, frame));
+    said.extend(run_jobs(r));
+    said
+}
+
+fn with_three_operations() -> Replica {
+    let mut r = replica_with_log(&SimDisk::new(), 1 << 20);
+    hello(&mut r, 1);
+    assert!(matches!(claim(&mut r, 1, G), Reply::Granted(_)));
+    for seq in 1..=3 {
+        send(&mut r, 1, data_frame(Kind::Append, seq, seq * 100, 0x11));
+    }
+    r
+}
+
+fn listed(r: &mut Replica, since: Seq) -> u64 {
+    let (cursor, max) = (0, 1000);
+    match ask(r, 1, G, &Request::Changed { since, cursor, max }) {
+        Reply::Changed { ranges, next: None } => ranges.iter().map(|r| u64::from(r.1)).sum(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A region took its own jump for a gap in what it knows, and listed the whole volume: what had
+/// been away for a second was compared for as long as the volume was large.
+#[test]
+fn a_region_that_is_brought_back_lists_what_it_changed_and_not_the_volume() {
+    let mut r = with_three_operations();
+    assert_eq!(begin_resync(&mut r, Seq(2)), [Reply::Done]);
+    assert_eq!(listed(&mut r, Seq(2)), 0, "the third operation was taken back");
+    let group = 30;
+    assert!((1..=group).contains(&listed(&mut r, Seq(1))));
+}
+
+/// After a jump nobody knows what changed here before it: asked to go on from there all the same,
+/// the region says no, and at its next greeting that all must be compared; then, and as a source,
+/// it lists all that it has.
+#[test]
+fn a_region_that_jumped_is_compared_whole_when_less_is_common() {
+    let mut r = with_three_operations();
+    assert_eq!(begin_resync(&mut r, Seq(2)), [Reply::Done]);
+    send(&mut r, 1, Frame::bare(Kind::Sync, G, 9));
+    run_jobs(&mut r);
+    let finished = ask(&mut r, 1, G, &Request::FinishResync);
+    assert_eq!(finished, Reply::Done);
+    assert_eq!(listed(&mut r, Seq(4)), 1000, "a source that cannot tell");
+
+    let said = begin_resync(&mut r, Seq(4));
+    assert!(
+        matches!(&said[..], [Reply::Refused(Refusal::Unusable(_))]),
+        "{said:?}"
+    );
+    hello(&mut r, 1);
+    assert!(matches!(claim(&mut r, 1, G), Reply::Granted(_)));
+    assert_eq!(begin_resync(&mut r, Seq::ZERO), [Reply::Done]);
+    let all = listed(&mut r, Seq::ZERO);
+    assert!((3..1000).contains(&all), "{all} listed");
 }

@@ -180,7 +180,10 @@ impl Replica {
                 self.member.check(g)?;
                 let max = max.clamp(1, MAX_RANGES) as usize;
                 let store = self.store_mut()?;
-                if since < store.whole_from() {
+                // A region that is being brought back knows what it did since its own base: the
+                // jump of this very resync is no gap. And since 0 both sides list all they have.
+                let gap = since < store.whole_from() && store.mixed().is_none();
+                if gap && since > Seq::ZERO {
                     let (ranges, next) = everything(cursor, store.blocks(), max);
                     return Ok(Reply::Changed { ranges, next });
                 }

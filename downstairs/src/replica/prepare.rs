@@ -84,6 +84,15 @@ impl Replica {
         if !p.marked {
             mark(store, p.common).map_err(refusal)?;
             p.marked = true;
+            let base = store.mixed().flatten().unwrap_or(Seq::ZERO);
+            if base != p.common {
+                // What it lists and what its source lists must begin at one place. It says its
+                // own when it is greeted again.
+                let why = format!("what changed since {} is not known here", p.common);
+                return Err(Refusal::Unusable(format!(
+                    "{why}; all since {base} is compared"
+                )));
+            }
         }
         if !store.all_synced() {
             self.sync_wanted = true;

@@ -37,8 +37,8 @@ pub struct Cursor(pub u64);
 
 impl Store {
     /// Groups with blocks changed after `since`, from `cursor` on; `max` of them or a few more.
-    /// Returns where to go on, or `None` at the end. Groups whose metadata is damaged count as
-    /// changed now.
+    /// Since 0 is all that ever was written or discarded here, whoever wrote it. Returns where to
+    /// go on, or `None` at the end. Groups whose metadata is damaged count as changed now.
     ///
     /// # Errors
     /// The disk fails.
@@ -120,7 +120,8 @@ impl Store {
         }
         for (g, position) in (g0..).zip(changed) {
             let position = position.unwrap_or_else(|| self.end());
-            if position.seq > since || position.generation == u64::MAX {
+            let all = since == Seq::ZERO || position.generation == u64::MAX;
+            if all || position.seq > since {
                 let block = base + g * group;
                 out.push(ChangedGroup {
                     block,
@@ -134,13 +135,14 @@ impl Store {
 
     /// Durably notes that from now on content may be of several moments. `base`: the last
     /// position common with the history that will be copied, `None` if all is to be compared.
-    /// A region that is mixed already keeps the older base.
+    /// A region that is mixed already keeps the older base. One that jumped after `base` cannot
+    /// tell what of itself changed since then ([`Store::whole_from`]): for it, it is `None`.
     ///
     /// # Errors
     /// The disk fails.
     pub fn mark_mixed(&mut self, base: Option<Seq>) -> Result<()> {
         let base = match self.mixed() {
-            None => base,
+            None => base.filter(|b| *b >= self.whole_from()),
             Some(old) => old.zip(base).map(|(a, b)| a.min(b)),
         };
         self.update_head(|h| h.mixed = Some(base))

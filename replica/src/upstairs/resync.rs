@@ -13,7 +13,7 @@
 //! A crash of either side leaves the target mixed with its common place; a later reign lists and
 //! compares again, and copies only what still differs.
 //!
-//! Bounds: one page of ranges and [`WINDOW`] jobs of at most 1 MiB are in memory; a job starts
+//! Bounds: one page of ranges, and jobs of [`WINDOW`] blocks together, are in memory; a job starts
 //! with a question to the target in the stream, so a slow target slows the copying down.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,10 +25,13 @@ use trivet_protocol::{BLOCK_BYTES, Block, Checksum, MemberKind, Now, Seq};
 use super::peer::Stream;
 use super::{Ask, LinkId, Notice, Upstairs, Verify};
 
-/// Jobs under way at once when nothing else is going on; one otherwise.
-const WINDOW: usize = 4;
-/// Blocks in one job.
+/// Blocks of the jobs under way at once when nothing else is going on; a quarter otherwise.
+const WINDOW: u32 = 4 * JOB_BLOCKS;
+/// Blocks in one job, at most.
 const JOB_BLOCKS: u32 = 256;
+/// What a job counts for at least: a job of one block has as many round trips as a large one, so
+/// scattered blocks are many jobs at once, and yet not so many that they crowd out the users.
+const JOB_LEAST: u32 = 32;
 /// Ranges asked for at once.
 const PAGE: u32 = 1024;
 
@@ -86,6 +89,13 @@ struct Job {
     target: Option<Vec<Checksum>>,
     /// Reads under way.
     reads: usize,
+}
+
+impl Resync {
+    /// Blocks of the jobs under way, small ones rounded up.
+    fn in_work(&self) -> u32 {
+        self.jobs.values().map(|j| j.count.max(JOB_LEAST)).sum()
+    }
 }
 
 impl Upstairs {
@@ -229,7 +239,7 @@ impl Upstairs {
     /// Starts whatever can be started.
     fn drive_resync(&mut self, now: Now, link: LinkId) {
         let busy = self.last() > self.commit || !self.flushes.is_empty();
-        let window = if busy { 1 } else { WINDOW };
+        let window = if busy { WINDOW / 4 } else { WINDOW };
         loop {
             let Some(r) = self.peer_mut(link).resync.as_mut() else {
                 return;
@@ -263,7 +273,7 @@ impl Upstairs {
                 self.ask(now, link, Ask::FinishResync, &Request::FinishResync);
                 return;
             }
-            if r.stage == Stage::Beginning || r.jobs.len() >= window || r.allowance == 0 {
+            if r.stage == Stage::Beginning || r.in_work() >= window || r.allowance == 0 {
                 return;
             }
             let Some((block, count)) = r.ranges.pop_front() else {

@@ -67,7 +67,8 @@ struct UnderFault {
     p99_us: f64,
     p999_us: f64,
     longest_gap_ms: f64,
-    /// From the fault's end until the replica counted again; null where none had left.
+    /// Until the replica counted again, from the load's end; of the last, from its return. Null
+    /// where none had left.
     in_sync_again_s: Option<f64>,
 }
 
@@ -160,6 +161,7 @@ impl<'a> Faults<'a> {
             std::thread::sleep(third);
             replicas.restart(VICTIM).map_err(bench_error)
         })?);
+        loads.push(self.brought_back()?);
         let mut times = Vec::new();
         times.push(self.two_away()?);
         // In this order: the first finds logs as the load left them, and so does the second.
@@ -205,6 +207,19 @@ impl<'a> Faults<'a> {
         Ok(row(event, &sample, again))
     }
 
+    /// The load alone while a replica is away, and then again while it is brought back.
+    fn brought_back(&mut self) -> Result<UnderFault, BenchError> {
+        let volume = self.volume()?;
+        self.replicas.kill(VICTIM);
+        load::run(&*volume, &self.load, self.stop)?;
+        self.replicas.restart(VICTIM).map_err(bench_error)?;
+        let began = Instant::now();
+        let sample = load::run(&*volume, &self.load, self.stop)?;
+        self.all_in_sync(&volume)?;
+        let again = began.elapsed().as_secs_f64();
+        Ok(row("one replica is brought back", &sample, Some(again)))
+    }
+
     fn all_in_sync(&self, volume: &ReplicatedVolume) -> Result<(), BenchError> {
         let began = Instant::now();
         while volume.status().members.iter().any(|m| !m.in_sync) {
@@ -215,6 +230,7 @@ impl<'a> Faults<'a> {
                 return Err(BenchError::Stalled(BACK_WITHIN));
             }
             std::thread::sleep(POLL);
+            tracing::debug!(status = ?volume.status().members.iter().find_map(|m| m.resync), "waiting");
         }
         Ok(())
     }

@@ -391,7 +391,11 @@ fn listed(r: &mut Replica, since: Seq) -> u64 {
 fn a_region_that_is_brought_back_lists_what_it_changed_and_not_the_volume() {
     let mut r = with_three_operations();
     assert_eq!(begin_resync(&mut r, Seq(2)), [Reply::Done]);
-    assert_eq!(listed(&mut r, Seq(2)), 0, "the third operation was taken back");
+    assert_eq!(
+        listed(&mut r, Seq(2)),
+        0,
+        "the third operation was taken back"
+    );
     let group = 30;
     assert!((1..=group).contains(&listed(&mut r, Seq(1))));
 }

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -97,6 +98,8 @@ fn tell(queue: &Receiver<(String, Event)>) {
 fn run(command: &str, event: &Event) -> std::io::Result<()> {
     let mut child = Command::new("sh")
         .args(["-c", command])
+        // A group of its own: the news of this daemon's death is not to die with it.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -11,8 +11,11 @@
 //! can have it, so that no two hosts answer for one address; it gives it back if the lease is held
 //! again after all.
 //!
-//! One word is one message on a socket pair; a connection comes along as a descriptor. The daemon
-//! never waits for its parent: what cannot be told is only slower to be taken over.
+//! One word is one message on a socket pair; a connection comes along as a descriptor. When a lease
+//! runs out is told by the clock that both read (CLOCK_BOOTTIME), so that it matters little when a
+//! word is read. The daemon waits for its parent ([`TOLD`], at most) only to say that a volume is,
+//! or ceases to be, active: nothing may be served that nobody guards. Anything else that cannot be
+//! told only makes it slower to be taken over.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -25,6 +28,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 use trivet_protocol::{Generation, VolumeId};
+use trivet_replica::driver::boot_time;
 
 use crate::config::ServiceConfig;
 
@@ -32,10 +36,10 @@ use crate::config::ServiceConfig;
 const MAX_WORD: usize = 16 * 1024;
 /// Connections held for all volumes together, at most.
 const MAX_HELD: usize = 16 * 1024;
-/// A lease that was just claimed is taken to last this long: the shortest usual one.
-const FIRST: Duration = Duration::from_secs(2);
-/// A lease, at most: the protocol's own bound.
-const LONGEST: Duration = Duration::from_secs(60);
+/// The parent takes a word that matters within this time.
+const TOLD: Duration = Duration::from_secs(1);
+/// A lease in milliseconds, at most: the protocol's own bound.
+const LONGEST: u64 = 60_000;
 /// How often connections that have ended are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
 
@@ -54,10 +58,18 @@ pub struct Held {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Word {
-    Active(Held),
+    Active { held: Held, until: BootMs },
     Ended(String),
     Connection(String),
-    Lease { volume: String, left_ms: u64 },
+    Lease { volume: String, until: BootMs },
+}
+
+/// Milliseconds of CLOCK_BOOTTIME, which all processes of a host have in common.
+pub type BootMs = u64;
+
+/// That clock now.
+pub fn now() -> BootMs {
+    boot_time().0 / 1_000_000
 }
 
 /// The daemon's end.
@@ -75,44 +87,80 @@ impl Guard {
         Guard(Some(socket))
     }
 
-    /// The volume is active here.
-    pub fn active(&self, held: Held) {
-        self.tell(&Word::Active(held), None);
+    /// The volume is active here, with a lease of so long. Without a later word in time the parent
+    /// takes the service address away until the next one.
+    ///
+    /// # Errors
+    /// The parent does not take the word: the volume must not be served.
+    pub fn active(&self, held: Held, left_ms: u64) -> std::io::Result<()> {
+        let until = now().saturating_add(left_ms);
+        self.tell(&Word::Active { held, until }, None, TOLD)
     }
 
     /// It is active here no longer, in order.
     pub fn ended(&self, volume: &str) {
-        self.tell(&Word::Ended(volume.to_owned()), None);
+        if let Err(error) = self.tell(&Word::Ended(volume.to_owned()), None, TOLD) {
+            // Its lease is handed back, or runs out: the parent takes no address but a stale one.
+            tracing::warn!(volume, %error, "the supervisor was not told of the end");
+        }
     }
 
-    /// Its lease runs for so long yet. Without such a word in time the parent takes the service
-    /// address away until the next one.
+    /// Its lease runs for so long yet, as of now.
     pub fn lease(&self, volume: &str, left_ms: u64) {
+        let until = now().saturating_add(left_ms);
         let volume = volume.to_owned();
-        self.tell(&Word::Lease { volume, left_ms }, None);
+        self.try_tell(&Word::Lease { volume, until }, None);
     }
 
     /// A socket of its export.
     pub fn connection(&self, volume: &str, socket: BorrowedFd<'_>) {
-        self.tell(&Word::Connection(volume.to_owned()), Some(socket));
+        self.try_tell(&Word::Connection(volume.to_owned()), Some(socket));
     }
 
-    fn tell(&self, word: &Word, socket: Option<BorrowedFd<'_>>) {
-        let Some(parent) = &self.0 else { return };
-        let Ok(raw) = serde_json::to_vec(word) else {
-            return;
-        };
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut along = SendAncillaryBuffer::new(&mut space);
-        let sockets: Vec<BorrowedFd<'_>> = socket.into_iter().collect();
-        if !sockets.is_empty() {
-            along.push(SendAncillaryMessage::ScmRights(&sockets));
-        }
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        if let Err(error) = sendmsg(parent, &[IoSlice::new(&raw)], &mut along, flags) {
+    fn try_tell(&self, word: &Word, socket: Option<BorrowedFd<'_>>) {
+        if let Err(error) = self.tell(word, socket, Duration::ZERO) {
             tracing::debug!(%error, ?word, "the supervisor was not told");
         }
     }
+
+    fn tell(
+        &self,
+        word: &Word,
+        socket: Option<BorrowedFd<'_>>,
+        patience: Duration,
+    ) -> std::io::Result<()> {
+        let Some(parent) = &self.0 else { return Ok(()) };
+        let raw = serde_json::to_vec(word)?;
+        let deadline = Instant::now() + patience;
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut along = SendAncillaryBuffer::new(&mut space);
+            let sockets: Vec<BorrowedFd<'_>> = socket.into_iter().collect();
+            if !sockets.is_empty() {
+                along.push(SendAncillaryMessage::ScmRights(&sockets));
+            }
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match sendmsg(parent, &[IoSlice::new(&raw)], &mut along, flags) {
+                Ok(_) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) if Instant::now() < deadline => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    wait_for(parent, rustix::event::PollFlags::OUT, left);
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+/// Waits until a socket is ready; whether it is.
+fn wait_for(socket: &OwnedFd, what: rustix::event::PollFlags, patience: Duration) -> bool {
+    let mut fds = [rustix::event::PollFd::new(socket, what)];
+    let timeout = rustix::event::Timespec {
+        tv_sec: patience.as_secs() as i64,
+        tv_nsec: i64::from(patience.subsec_nanos()),
+    };
+    matches!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(1..))
 }
 
 /// The parent's end.
@@ -129,7 +177,7 @@ pub struct Watch {
 #[derive(Debug)]
 struct Lease {
     volume: String,
-    until: Instant,
+    until: BootMs,
     lapsed: bool,
 }
 
@@ -175,20 +223,9 @@ impl Watch {
 
     /// Waits at most `patience` for a word.
     pub fn listen(&mut self, patience: Duration) -> Heard {
-        let mut fds = [rustix::event::PollFd::new(
-            &self.socket,
-            rustix::event::PollFlags::IN,
-        )];
-        let timeout = rustix::event::Timespec {
-            tv_sec: patience.as_secs() as i64,
-            tv_nsec: i64::from(patience.subsec_nanos()),
-        };
-        match rustix::event::poll(&mut fds, Some(&timeout)) {
-            Ok(0) | Err(_) => {
-                self.sweep();
-                return Heard::Alive;
-            }
-            Ok(_) => {}
+        if !wait_for(&self.socket, rustix::event::PollFlags::IN, patience) {
+            self.sweep();
+            return Heard::Alive;
         }
         let mut raw = vec![0; MAX_WORD];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
@@ -221,15 +258,14 @@ impl Watch {
 
     fn heed(&mut self, word: Word, sockets: Vec<OwnedFd>) {
         match word {
-            Word::Active(held) => {
+            Word::Active { held, until } => {
                 self.held.retain(|h| h.volume != held.volume);
                 self.leases.retain(|l| l.volume != held.volume);
                 let volume = held.volume.clone();
                 self.held.push(held);
-                // Until the daemon says more: one that is stopped at once never does.
-                self.prolong(volume, FIRST.as_millis() as u64);
+                self.prolong(volume, until);
             }
-            Word::Lease { volume, left_ms } => self.prolong(volume, left_ms),
+            Word::Lease { volume, until } => self.prolong(volume, until),
             Word::Ended(volume) => {
                 self.held.retain(|h| h.volume != volume);
                 self.leases.retain(|l| l.volume != volume);
@@ -247,12 +283,11 @@ impl Watch {
         }
     }
 
-    fn prolong(&mut self, volume: String, left_ms: u64) {
+    fn prolong(&mut self, volume: String, until: BootMs) {
         if !self.held.iter().any(|h| h.volume == volume) {
             return;
         }
-        let left = Duration::from_millis(left_ms).min(LONGEST);
-        let until = Instant::now() + left;
+        let until = until.min(now() + LONGEST);
         match self.leases.iter_mut().find(|l| l.volume == volume) {
             Some(l) => l.until = until,
             None => self.leases.push(Lease {
@@ -264,7 +299,7 @@ impl Watch {
     }
 
     /// What has changed by `now`; each change is told once.
-    pub fn changes(&mut self, now: Instant) -> Changes {
+    pub fn changes(&mut self, now: BootMs) -> Changes {
         let mut changes = Changes::default();
         for l in &mut self.leases {
             let over = now >= l.until;
@@ -364,7 +399,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (served, _) = listener.accept().unwrap();
-        guard.active(held("v"));
+        guard.active(held("v"), 2000).unwrap();
         guard.connection("v", served.as_fd());
         drop(served);
         drop(guard);
@@ -385,17 +420,17 @@ mod tests {
     fn a_lease_that_is_not_prolonged_lapses_once_and_comes_back_once() {
         let (mut watch, theirs) = Watch::pair().unwrap();
         let guard = Guard::new(theirs);
-        guard.lease("v", 500);
-        guard.active(held("v"));
-        let now = Instant::now();
+        guard.lease("v", 50_000);
+        guard.active(held("v"), 2000).unwrap();
+        let start = now();
         for _ in 0..2 {
             watch.listen(Duration::from_secs(5));
         }
-        let later = now + Duration::from_secs(30);
+        let later = start + 30_000;
         let nothing = Changes::default();
-        // What was told before it was active counts for nothing; from then on it has the shortest
-        // of leases, also if its daemon never says a word of it.
-        assert_eq!(watch.changes(now + Duration::from_secs(1)), nothing);
+        // What was told before it was active counts for nothing; from then on its lease is what
+        // came with that word, also if its daemon never says another.
+        assert_eq!(watch.changes(start + 1000), nothing);
         assert_eq!(watch.changes(later).lapsed, [held("v")]);
         assert_eq!(watch.changes(later), nothing, "told once");
         guard.lease("v", 50_000);
@@ -404,16 +439,50 @@ mod tests {
         assert_eq!(watch.changes(later), nothing, "told once");
         guard.ended("v");
         watch.listen(Duration::from_secs(5));
-        let end = later + Duration::from_secs(60);
+        let end = later + 60_000;
         assert_eq!(watch.changes(end), nothing, "ended in order");
+    }
+
+    /// A word that lay in the socket while nobody read it prolonged a lease by that time.
+    #[test]
+    fn a_lease_ends_when_the_daemon_meant_it_to_however_late_its_word_is_read() {
+        let (mut watch, theirs) = Watch::pair().unwrap();
+        let guard = Guard::new(theirs);
+        guard.active(held("v"), 100).unwrap();
+        let said = now();
+        std::thread::sleep(Duration::from_millis(80));
+        watch.listen(Duration::from_secs(5));
+        assert_eq!(watch.changes(said + 101).lapsed, [held("v")]);
+    }
+
+    /// With the parent's socket full of words, a reign began that nobody guarded.
+    #[test]
+    fn nothing_becomes_active_that_the_parent_is_not_told_of() {
+        let (mut watch, theirs) = Watch::pair().unwrap();
+        let guard = Guard::new(theirs);
+        let fill = "x".repeat(1000);
+        for _ in 0..10_000 {
+            guard.lease(&fill, 1);
+        }
+        assert!(guard.active(held("v"), 2000).is_err());
+        watch.listen(Duration::from_secs(1));
+        let reader = std::thread::spawn(move || {
+            hear_all(&mut watch);
+            watch
+        });
+        guard.active(held("v"), 2000).unwrap();
+        drop(guard);
+        let mut watch = reader.join().unwrap();
+        while watch.listen(Duration::from_millis(20)) == Heard::Alive {}
+        assert!(watch.holds("v"));
     }
 
     #[test]
     fn what_ended_in_order_is_not_held() {
         let (mut watch, theirs) = Watch::pair().unwrap();
         let guard = Guard::new(theirs);
-        guard.active(held("v"));
-        guard.active(held("w"));
+        guard.active(held("v"), 2000).unwrap();
+        guard.active(held("w"), 2000).unwrap();
         guard.ended("v");
         drop(guard);
         assert_eq!(hear_all(&mut watch), Heard::Ended);

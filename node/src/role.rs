@@ -447,12 +447,21 @@ impl Worker {
         let volume = node.attach(config, p, left)?;
         timeline.mark("claimed and recovered");
         let generation = volume.with(|u, _| u.generation());
-        node.guard().active(Held {
+        let held = Held {
             volume: self.name.clone(),
             id: self.id,
             generation,
             service: config.service.clone(),
-        });
+        };
+        let left = volume.status().lease_left.0;
+        if let Err(why) = node.guard().active(held, left) {
+            // Nothing was served yet: back with it, for others to have.
+            let _ = volume.hand_back();
+            return Err(NodeError::Refused {
+                volume: self.name.clone(),
+                why: format!("the supervisor cannot be told of it: {why}"),
+            });
+        }
         let guard = Arc::clone(node.guard());
         match Stack::start(config, volume, clients, guard, &mut timeline) {
             Ok(stack) => Ok((stack, timeline.done(node.name(), kind, generation.number))),

@@ -1,6 +1,7 @@
 //! The daemon's parent: starts it, and puts right what it leaves behind when it dies.
 //!
-//! On a daemon's death, within milliseconds: the service addresses go, then its connections (see
+//! On a daemon's death, within milliseconds: what it had started ends (an `ip` of its own could
+//! still bring an address back), the service addresses go, then its connections (see
 //! [`crate::guard`]), then its leases are handed back at the other nodes, so that a standby need
 //! not wait for them to run out. That is safe because the process was reaped: nothing of it can
 //! answer anybody any more. Then the daemon is started again, as a standby.
@@ -18,13 +19,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use trivet_transport::Security;
 
 use crate::client;
 use crate::config::Config;
 use crate::error::{NodeError, Result};
-use crate::guard::{Heard, Held, Watch};
+use crate::guard::{Heard, Held, Watch, now};
 use crate::messages::{Answer, Ask};
 use crate::net::ServiceNet;
 
@@ -44,14 +45,14 @@ const START: Duration = Duration::from_secs(3);
 const LIVED: Duration = Duration::from_secs(30);
 
 /// Runs `command` as the daemon until `stop` says so, or it ends by itself in order. The socket
-/// that it is told things through is its standard input.
+/// that it is told things through is its standard input. `config` says who the nodes are, as of
+/// the daemon's death.
 ///
 /// # Errors
 /// It cannot be started.
 pub fn run(
     command: impl Fn() -> Command,
-    config: &Config,
-    security: &Security,
+    config: impl Fn() -> (Config, Security),
     stop: &AtomicBool,
 ) -> Result<ExitStatus> {
     let mut pause = AGAIN.0;
@@ -59,10 +60,16 @@ pub fn run(
         let began = Instant::now();
         let (mut watch, theirs) = Watch::pair().map_err(NodeError::Thread)?;
         let mut child = start(command(), theirs)?;
+        let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let status = attend(&mut child, &mut watch, stop)?;
+        if let Some(group) = group {
+            // Nobody left in it is as good.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
         let held = watch.take_held();
         if !held.is_empty() {
-            clear(&held, &mut watch, config, security);
+            let (config, security) = config();
+            clear(&held, &mut watch, &config, &security);
         }
         let refused = status.code().is_some() && began.elapsed() < START;
         if stop.load(Ordering::Acquire) || status.success() || refused {
@@ -140,7 +147,7 @@ fn attend_with(
 /// Takes addresses away whose leases have run out, and gives them back. `shown` are those given
 /// back: one whose volume has ended since goes again, whichever of both processes was faster.
 fn follow_leases(watch: &mut Watch, shown: &mut BTreeMap<String, ServiceNet>) {
-    let changes = watch.changes(Instant::now());
+    let changes = watch.changes(now());
     for h in &changes.lapsed {
         let Some(service) = &h.service else { continue };
         tracing::warn!(volume = h.volume, "the lease has run out: no address");

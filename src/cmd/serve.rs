@@ -57,6 +57,7 @@ struct Ready {
 /// What does not start, and why.
 pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
     let stop = Stop::on_signals()?;
+    more_files();
     if !args.supervised && !args.no_supervisor {
         return supervise(&args, &stop);
     }
@@ -111,6 +112,20 @@ pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
     }
 }
 
+/// As many open files as the system grants: a connection of a client is two of them, one here and
+/// one at the supervisor.
+pub fn more_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, all) {
+        tracing::warn!(%error, limit = limit.current, "no more open files than that");
+    }
+}
+
 /// Runs this very command again as the daemon, and looks after it.
 fn supervise(args: &ServeArgs, stop: &Stop) -> Result<(), CliError> {
     let state = State::open(&args.state).map_err(|e| failed(&e))?;
@@ -126,8 +141,19 @@ fn supervise(args: &ServeArgs, stop: &Stop) -> Result<(), CliError> {
             .arg("--supervised");
         command
     };
-    let status =
-        supervisor::run(command, &config, &security, stop.flag()).map_err(|e| failed(&e))?;
+    // As of when it is needed: nodes come and go while the daemon runs.
+    let latest = || {
+        let read = load(&args.cluster.config, &args.state, &state);
+        let key = |c: &Config| c.security(&args.cluster.key).map_err(|e| failed(&e));
+        match read.and_then(|c| key(&c).map(|s| (c, s))) {
+            Ok(latest) => latest,
+            Err(error) => {
+                tracing::warn!(%error, "going by the configuration of the start");
+                (config.clone(), security.clone())
+            }
+        }
+    };
+    let status = supervisor::run(command, latest, stop.flag()).map_err(|e| failed(&e))?;
     match status.success() {
         true => Ok(()),
         false => Err(CliError::failed(format_args!(

@@ -66,8 +66,22 @@ impl LeaseDoor {
         sent.is_ok()
     }
 
-    fn close(&self) {
-        if let Some(open) = self.lock().take() {
+    /// Closes it, unless it is another attendant's by now.
+    fn close(&self, ended: &AtomicBool) {
+        let mut door = self.lock();
+        if !ended.load(Ordering::Acquire)
+            && let Some(open) = door.take()
+        {
+            open.writer.shutdown();
+        }
+    }
+
+    /// The link's connection has ended: this one ends, too, and `ended` says so to its attendant.
+    pub(super) fn end(&self, ended: &AtomicBool) {
+        let mut door = self.lock();
+        // Under the lock: this attendant puts no socket there once this is set.
+        ended.store(true, Ordering::Release);
+        if let Some(open) = door.take() {
             open.writer.shutdown();
         }
     }
@@ -80,22 +94,11 @@ pub(super) struct Attendant<'a> {
     pub connect: &'a (dyn Fn() -> Result<Connection, TransportError> + Sync),
     pub versions: Versions,
     pub volume: VolumeId,
-    /// The link's own connection has ended.
+    /// The link's own connection has ended. An attendant may see it late, beside its successor.
     pub ended: &'a AtomicBool,
 }
 
 impl Attendant<'_> {
-    /// The link's connection has ended: this one ends, too.
-    pub(super) fn end(&self, thread: &thread::Thread) {
-        let mut door = self.door.lock();
-        // Under the lock: no socket is put there once this is set.
-        self.ended.store(true, Ordering::Release);
-        if let Some(open) = door.take() {
-            open.writer.shutdown();
-        }
-        thread.unpark();
-    }
-
     /// Connects, again where need be, and hands over what is answered.
     pub(super) fn run(&self, member: impl Fn() -> Option<MemberId>, answer: impl Fn(Frame)) {
         prefer();
@@ -107,7 +110,7 @@ impl Attendant<'_> {
             if let Err(e) = self.attend(expected, &answer) {
                 tracing::debug!(member = %expected, error = %e, "connection for renewals");
             }
-            self.door.close();
+            self.door.close(self.ended);
             if !self.ended.load(Ordering::Acquire) {
                 thread::park_timeout(RETRY);
             }

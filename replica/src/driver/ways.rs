@@ -186,7 +186,7 @@ impl Inner {
         lock(&self.ways[link.index()]).clone()
     }
 
-    fn run_link(&self, link: LinkId, way: &Way) {
+    fn run_link(self: &Arc<Self>, link: LinkId, way: &Arc<Way>) {
         let (mut first, mut in_vain) = (0, 0u32);
         while !self.over(way) {
             let n = way.addresses.len();
@@ -240,15 +240,35 @@ impl Inner {
         }
     }
 
-    /// A link's connection, with the one for renewals beside it, to the same address.
+    /// A link's connection, with the one for renewals beside it, to the same address. The thread of
+    /// the latter is not waited for: it may be busy connecting to a host that does not answer, for
+    /// longer than the lease, while the link itself could stand again.
     fn serve_with_lease(
-        &self,
+        self: &Arc<Self>,
         link: LinkId,
-        way: &Way,
+        way: &Arc<Way>,
         at: usize,
         connection: Connection,
     ) -> Option<String> {
-        let ended = AtomicBool::new(false);
+        let ended = Arc::new(AtomicBool::new(false));
+        let (inner, its_way, its_end) = (self.clone(), way.clone(), ended.clone());
+        let renewals = spawn(format!("lease-{}", link.0), move || {
+            inner.attend(link, &its_way, at, &its_end);
+        });
+        let refused = self.serve_link(link, way, connection);
+        self.links[link.index()].lease.end(&ended);
+        // Without that thread renewals went with the stream.
+        if let Ok(thread) = renewals {
+            thread.thread().unpark();
+            let mut threads = lock(&way.threads);
+            threads.retain(|t| !t.is_finished());
+            threads.push(thread);
+        }
+        refused
+    }
+
+    /// Keeps the connection for renewals up until `ended`.
+    fn attend(&self, link: LinkId, way: &Way, at: usize, ended: &AtomicBool) {
         let connect = || {
             let security = &self.security;
             security.connect_within(way.addresses[at], &way.expect, CONNECT, HANDSHAKE)
@@ -258,23 +278,8 @@ impl Inner {
             connect: &connect,
             versions: self.versions,
             volume: self.volume,
-            ended: &ended,
+            ended,
         };
-        thread::scope(|scope| {
-            let name = thread::Builder::new().name(format!("lease-{}", link.0));
-            let renewals = name.spawn_scoped(scope, || self.attend(link, &attendant));
-            let refused = self.serve_link(link, way, connection);
-            // Without that thread renewals went with the stream.
-            if let Ok(thread) = renewals {
-                attendant.end(thread.thread());
-                // A panic was reported by the panic itself.
-                let _ = thread.join();
-            }
-            refused
-        })
-    }
-
-    fn attend(&self, link: LinkId, attendant: &Attendant<'_>) {
         let member = || self.lock().upstairs.member_at(link);
         let answer = |frame| self.with_lease(|u, now| u.frame(now, link, frame));
         attendant.run(member, answer);

@@ -57,6 +57,7 @@ struct Running {
 /// What does not start, and why.
 pub fn run(args: UpArgs, format: Format) -> Result<(), CliError> {
     let stop = Stop::on_signals()?;
+    super::serve::more_files();
     let new = args.size.map_or(NEW_BYTES, Size::bytes);
     let embedded = Embedded::open_or_create(&args.dir, new, Options::default())
         .map_err(|e| cluster_failed(&e))?;

@@ -7,6 +7,7 @@ use thiserror::Error;
 use trivet_cluster::ClusterError;
 use trivet_fs::FsError;
 use trivet_nfs::NfsError;
+use trivet_replica::driver::MemberError;
 
 /// Result of everything in this crate.
 pub type Result<T, E = NodeError> = std::result::Result<T, E>;
@@ -27,6 +28,22 @@ pub enum NodeError {
     NotExporter(String),
     #[error("volume {volume} is active on {node}; demote it there, or promote with --wait")]
     ActiveElsewhere { volume: String, node: String },
+    #[error(
+        "node {0} answers, so it is not given up; use `trivet drain {0}`, and `trivet replica \
+         move` for what it keeps"
+    )]
+    Alive(String),
+    #[error(
+        "volume {volume}: no node has room for the member of {node}; add one with the role of a \
+         keeper of replicas that keeps none of it yet"
+    )]
+    NoSpare { volume: String, node: String },
+    #[error("volume {volume}: {source}{next}")]
+    Members {
+        volume: String,
+        source: MemberError,
+        next: &'static str,
+    },
     #[error("volume {volume}: {why}")]
     Refused { volume: String, why: String },
     #[error(transparent)]

@@ -3,6 +3,7 @@
 //! - [`config`]: `trivet.toml`, the same on all nodes;
 //! - [`node`]: what this node keeps, is, and has heard of the others;
 //! - [`role`]: one volume on this node: standby, active, or between the two;
+//! - [`members`]: who keeps a volume, changed by command while it is served;
 //! - [`agent`]: whose turn it is to take over, as a pure function;
 //! - [`stack`]: what runs on the active node, and in which order it starts and ends;
 //! - [`net`]: the network namespace with the service address;
@@ -21,6 +22,7 @@ mod error;
 pub mod events;
 pub mod guard;
 mod known;
+pub mod members;
 pub mod messages;
 pub mod net;
 pub mod node;

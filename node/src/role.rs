@@ -13,8 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use trivet_fs::Fs;
 use trivet_nfs::NfsServer;
 use trivet_protocol::VolumeId;
+use trivet_replica::driver::ReplicatedVolume;
 
 use crate::agent::{Decision, decide};
 use crate::config::{Driver, Role as NodeRole, VolumeConfig};
@@ -175,6 +177,23 @@ impl Role {
         })
     }
 
+    /// The volume and its file system, where it is active.
+    ///
+    /// # Errors
+    /// It is not active here.
+    pub fn handles(&self) -> Result<(Arc<ReplicatedVolume>, Arc<Fs>)> {
+        let volume = self.id.to_string();
+        self.ask(GIVE_UP, move |reply: SyncSender<Result<_>>| {
+            Job::Look(Box::new(move |stack| {
+                // Nobody waits any more: nothing to tell.
+                let _ = reply.send(stack.map(Stack::handles).ok_or_else(|| {
+                    let why = "it is not active on this node now".into();
+                    NodeError::Refused { volume, why }
+                }));
+            }))
+        })
+    }
+
     fn ask<T>(
         &self,
         patience: Duration,
@@ -323,6 +342,14 @@ impl Worker {
         let wanted = node.wish(self.id) == Want::Served;
         if config.driver != Driver::Automatic || !exporter || !wanted || node.drained() {
             self.eligible = None;
+            return;
+        }
+        if let Some(other) = node.other_driver(self.id, config.driver) {
+            self.eligible = None;
+            if self.said.as_ref() != Some(&other) {
+                tracing::error!(volume = self.name, why = other, "not taking over");
+                self.said = Some(other);
+            }
             return;
         }
         let heard = node.candidates(self.id);

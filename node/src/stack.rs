@@ -172,6 +172,12 @@ impl Stack {
         })
     }
 
+    /// The volume and its file system, for work that takes longer than a look. They outlive the
+    /// reign, and then refuse everything.
+    pub fn handles(&self) -> (Arc<ReplicatedVolume>, Arc<Fs>) {
+        (Arc::clone(&self.volume), Arc::clone(&self.fs))
+    }
+
     /// The running export.
     pub fn nfs(&self) -> Option<&NfsServer> {
         self.nfs.as_ref()
@@ -188,6 +194,7 @@ impl Stack {
             up: m.up,
             in_sync: m.in_sync,
             trouble: m.trouble,
+            resync_ms: m.resync.as_ref().map_or(0, |r| r.elapsed_ms),
             resync: m.resync.map(|r| {
                 let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_BYTES as u64);
                 (bytes(r.compared_blocks), bytes(r.listed_blocks))
@@ -201,6 +208,8 @@ impl Stack {
             bytes: info.blocks * BLOCK_BYTES as u64,
             free: self.volume.space().free_bytes,
             connections: self.clients().len(),
+            replacing: status.replacing,
+            warnings: status.warnings,
             members: members.collect(),
         }
     }

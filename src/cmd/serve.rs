@@ -220,7 +220,8 @@ fn load(path: &Path, dir: &Path, state: &State) -> Result<Config, CliError> {
     }
 }
 
-fn host_name() -> String {
+/// This host's name, without its domain.
+pub fn host_name() -> String {
     let name = rustix::system::uname();
     let name = name.nodename().to_string_lossy().into_owned();
     name.split('.').next().unwrap_or_default().to_owned()

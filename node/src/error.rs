@@ -1,6 +1,7 @@
 //! What can go wrong in a node, said so that a person knows what to do next.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -22,7 +23,7 @@ pub enum NodeError {
     Config { path: PathBuf, why: String },
     #[error("the configuration names no node {0}; its nodes are: {1}")]
     NoSuchNode(String, String),
-    #[error("the configuration names no volume {0}")]
+    #[error("the configuration names no volume {0}; `trivet volume list` shows those there are")]
     NoSuchVolume(String),
     #[error("node {0} is no exporter: it cannot be the active one")]
     NotExporter(String),
@@ -72,6 +73,14 @@ pub enum NodeError {
     },
     #[error(transparent)]
     Transport(#[from] trivet_transport::TransportError),
+    #[error(
+        "cannot serve metrics at {address}: {source}; choose another `metrics` for this node in \
+         the configuration"
+    )]
+    Metrics {
+        address: SocketAddr,
+        source: io::Error,
+    },
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
 }

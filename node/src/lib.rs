@@ -8,6 +8,7 @@
 //! - [`stack`]: what runs on the active node, and in which order it starts and ends;
 //! - [`net`]: the network namespace with the service address;
 //! - [`supervisor`], [`guard`]: the parent that puts right what a dead daemon leaves behind;
+//! - [`metrics`]: what is seen from outside, over HTTP;
 //! - [`messages`], [`control`], [`client`]: what nodes and operators ask.
 //!
 //! Safety lies beneath, in the members' promises (invariants 1 and 2): whatever is decided here,
@@ -24,6 +25,7 @@ pub mod guard;
 mod known;
 pub mod members;
 pub mod messages;
+pub mod metrics;
 pub mod net;
 pub mod node;
 pub mod role;

@@ -399,6 +399,9 @@ pub struct ActiveReport {
     pub free: u64,
     /// Connections of NFS clients.
     pub connections: usize,
+    /// What its NFS export counts, if it has one.
+    #[serde(default)]
+    pub nfs: Option<NfsCounts>,
     /// Which member is being replaced by which.
     #[serde(default)]
     pub replacing: Option<(MemberId, MemberId)>,
@@ -407,6 +410,21 @@ pub struct ActiveReport {
     pub warnings: Vec<String>,
     /// Members.
     pub members: Vec<ActiveMember>,
+}
+
+/// What an NFS export counts, since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NfsCounts {
+    /// Calls received.
+    pub calls: u64,
+    /// Connections refused because of a limit.
+    pub refused: u64,
+    /// Connections ended because of what the client sent.
+    pub ended_bad: u64,
+    /// Times that a connection had to wait because too much was in flight.
+    pub stalls: u64,
+    /// Replies held back because the lease had lapsed.
+    pub silent: u64,
 }
 
 /// A member, as the active upstairs sees it.

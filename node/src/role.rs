@@ -27,7 +27,7 @@ use crate::messages::{
 };
 use crate::net::ServiceNet;
 use crate::node::Node;
-use crate::stack::Stack;
+use crate::stack::{Around, Stack};
 use crate::timeline::Timeline;
 
 /// Jobs that wait, at most.
@@ -489,8 +489,11 @@ impl Worker {
                 why: format!("the supervisor cannot be told of it: {why}"),
             });
         }
-        let guard = Arc::clone(node.guard());
-        match Stack::start(config, volume, clients, guard, &mut timeline) {
+        let around = Around {
+            guard: Arc::clone(node.guard()),
+            recorder: Arc::clone(node.recorder()),
+        };
+        match Stack::start(config, volume, clients, around, &mut timeline) {
             Ok(stack) => Ok((stack, timeline.done(node.name(), kind, generation.number))),
             Err(e) => {
                 node.guard().ended(&self.name);

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
+use trivet_node::config::Driver;
 use trivet_node::messages::{Answer, Ask, ClusterReport, Demote, Move, Promote, Standing};
 
 use super::cluster::{Cluster, ClusterArgs};
@@ -92,8 +93,10 @@ pub fn promote(args: &PromoteArgs, format: Format) -> Result<(), CliError> {
         return output::print(format, &what, |w| format!("would: {w}\n"));
     }
     let moves = holder.is_some_and(|h| h != node);
-    if (moves || args.accept_data_loss) && !args.yes {
+    let managed = managed(&cluster, &args.volume);
+    if (moves || args.accept_data_loss || managed.is_some()) && !args.yes {
         let mut what = what;
+        what.push_str(managed.unwrap_or_default());
         if args.accept_data_loss {
             what.push_str("; writes that only the missing replicas have are LOST");
         }
@@ -134,7 +137,8 @@ pub fn demote(args: &DemoteArgs, format: Format) -> Result<(), CliError> {
         return output::print(format, &what, |w| format!("would: {w}\n"));
     }
     if !args.yes {
-        confirm(&what)?;
+        let more = managed(&cluster, &args.volume).unwrap_or_default();
+        confirm(&format!("{what}{more}"))?;
     }
     let ask = Ask::Demote(Demote {
         volume: args.volume.clone(),
@@ -165,6 +169,13 @@ pub fn drain(args: &DrainArgs, drained: bool, format: Format) -> Result<(), CliE
         false => "may take over again",
     };
     output::print(format, &said, |s| format!("{} {s}\n", args.node))
+}
+
+/// What is to be known before a volume is moved by hand about which a cluster manager decides.
+fn managed(cluster: &Cluster, volume: &str) -> Option<&'static str> {
+    let volume = cluster.config.volume(volume)?;
+    (volume.driver == Driver::External)
+        .then_some("; its cluster manager (driver = \"external\") may undo that")
 }
 
 /// Where a volume is active.

@@ -42,7 +42,7 @@ pub enum NodeError {
     #[error("volume {volume}: {source}{next}")]
     Members {
         volume: String,
-        source: MemberError,
+        source: Box<MemberError>,
         next: &'static str,
     },
     #[error("volume {volume}: {why}")]

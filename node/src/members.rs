@@ -453,7 +453,7 @@ pub(crate) fn changed(volume: &str, done: Result<(), MemberError>) -> Result<()>
             _ => "",
         },
         volume: volume.to_owned(),
-        source,
+        source: Box::new(source),
     })
 }
 

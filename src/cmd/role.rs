@@ -193,10 +193,7 @@ pub fn holder(seen: &ClusterReport, volume: &str) -> Option<String> {
 
 /// Where a volume had better be: preferred nodes first, then those with a replica of their own.
 fn best(cluster: &Cluster, seen: &ClusterReport, volume: &str) -> Result<String, CliError> {
-    let prefer = cluster.config.volume(volume).map(|v| v.prefer.clone());
-    let prefer = prefer.ok_or_else(|| {
-        CliError::failed(format_args!("the configuration names no volume {volume}"))
-    })?;
+    let prefer = cluster.volume(volume)?.prefer.clone();
     if let Some(holder) = holder(seen, volume) {
         return Ok(holder);
     }

@@ -41,10 +41,8 @@ pub fn run(args: &StatusArgs, format: Format) -> Result<(), CliError> {
             .map(|v| v.name.as_str())
             .filter(|v| args.volume.as_deref().is_none_or(|wanted| wanted == *v))
             .collect();
-        if let (Some(wanted), true) = (&args.volume, names.is_empty()) {
-            return Err(CliError::failed(format_args!(
-                "the configuration names no volume {wanted}"
-            )));
+        if let Some(wanted) = &args.volume {
+            cluster.volume(wanted)?;
         }
         output::print(format, &seen, |s| text(s, &names))?;
         if !args.watch {

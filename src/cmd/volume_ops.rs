@@ -208,10 +208,7 @@ pub fn resize(args: &ResizeArgs, format: Format) -> Result<(), CliError> {
 pub fn delete(args: &DeleteArgs, format: Format) -> Result<(), CliError> {
     let cluster = args.cluster.open()?;
     let name = &args.volume;
-    let volume = cluster.config.volume(name).ok_or_else(|| {
-        CliError::failed(format_args!("the configuration names no volume {name}"))
-    })?;
-    let id = volume.id;
+    let id = cluster.volume(name)?.id;
     let seen = cluster.report()?;
     if let Some(at) = holder(&seen, name) {
         return Err(

@@ -45,12 +45,7 @@ pub enum Goal {
 /// It is not so in time, or no daemon answers.
 pub fn run(args: &WaitArgs, format: Format) -> Result<(), CliError> {
     let cluster = args.cluster.open()?;
-    if cluster.config.volume(&args.volume).is_none() {
-        return Err(CliError::usage(format_args!(
-            "the configuration names no volume {}",
-            args.volume
-        )));
-    }
+    cluster.volume(&args.volume)?;
     let goal = match args.goal {
         Goal::Serving => "serving",
         Goal::Redundant => "redundant",

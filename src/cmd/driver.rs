@@ -204,6 +204,7 @@ impl Here<'_> {
                         }
                     )));
                 }
+                // Leases run out by themselves: nothing tells when they have.
                 _ => std::thread::sleep(PAUSE),
             }
         }

@@ -15,6 +15,10 @@ pub enum Exit {
     Usage = 2,
     /// No daemon of the cluster answers.
     Unreachable = 3,
+    /// `trivet driver`: the configuration does not ask for that.
+    NotConfigured = 6,
+    /// `trivet driver monitor`: it is not active here.
+    NotRunning = 7,
 }
 
 /// An error on its way to the person who typed the command.
@@ -59,6 +63,13 @@ impl CliError {
             closed_output: false,
             quiet: false,
         }
+    }
+
+    /// The same error with another exit code.
+    #[must_use]
+    pub fn with_exit(mut self, exit: Exit) -> CliError {
+        self.exit = exit;
+        self
     }
 
     /// Adds what to do next.

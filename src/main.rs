@@ -10,6 +10,7 @@ mod logging;
 mod output;
 mod size;
 mod stop;
+mod yaml;
 
 use std::process::ExitCode;
 

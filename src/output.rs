@@ -16,6 +16,8 @@ pub enum Format {
     Table,
     /// One JSON document; fields are only ever added.
     Json,
+    /// The same document as YAML.
+    Yaml,
 }
 
 /// Rows of text under a heading, aligned when printed.
@@ -84,6 +86,12 @@ pub fn print<T: Serialize>(
                 .map_err(|e| CliError::failed(format_args!("cannot make JSON: {e}")))?;
             text.push('\n');
             text
+        }
+        Format::Yaml => {
+            let value = serde_json::to_value(value)
+                .map_err(|e| CliError::failed(format_args!("cannot make YAML: {e}")))?;
+            // Several of them, as `-w` prints, are one stream.
+            format!("---\n{}", crate::yaml::document(&value))
         }
     };
     let mut out = std::io::stdout().lock();

@@ -36,6 +36,10 @@ impl Host {
     /// A pool is not there (is its disk mounted?), or the address cannot be listened on.
     pub fn start(listen: Listen, pools: &[PathBuf]) -> Result<Host> {
         let recorder = listen.recorder.clone();
+        for pool in pools {
+            let pool = Pool::open(pool).map_err(ClusterError::store)?;
+            pool.clear_discarded().map_err(ClusterError::store)?;
+        }
         let (served, problems) = open_all(pools, &[], &recorder)?;
         let server = Server::start(listen)?;
         for member in &served {
@@ -124,6 +128,30 @@ impl Host {
     pub fn make_ready(&self, pool: &Path, joining: &Joining) -> Result<()> {
         make_ready(pool, joining)?;
         self.serve_made(pool, joining.member)
+    }
+
+    /// Throws a member away, for good: it is served no longer and its directory goes. True if it
+    /// was here. Whether nobody needs it any more is the caller's to know.
+    ///
+    /// # Errors
+    /// A pool is not there, or its disk fails.
+    pub fn discard(&self, volume: VolumeId, member: MemberId) -> Result<bool> {
+        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
+        let here = served.iter().position(|s| s.member() == member);
+        if let Some(at) = here {
+            let gone = served.remove(at);
+            self.server.remove(&gone);
+            if let Err(error) = gone.close() {
+                tracing::info!(%volume, %member, %error, "a region that goes was not closed");
+            }
+        }
+        drop(served);
+        let mut found = false;
+        for pool in &self.pools {
+            let pool = Pool::open(pool).map_err(ClusterError::store)?;
+            found |= pool.discard(volume, member).map_err(ClusterError::store)?;
+        }
+        Ok(found)
     }
 
     fn serve_made(&self, pool: &Path, member: MemberId) -> Result<()> {

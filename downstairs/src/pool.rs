@@ -8,6 +8,9 @@
 //! The id file is what tells a mounted disk from an empty mount point: a pool without it is
 //! refused, never made anew on the root disk. Creating one is an explicit act.
 //!
+//! A region that is thrown away is renamed first (`MEMBER-ID.gone`), durably: a crash leaves it as
+//! it was, or under a name that nobody serves and the next start clears away.
+//!
 //! A region in use is locked (flock on its directory), so that two daemons, or a daemon and an
 //! offline tool, never work on the same one.
 
@@ -27,6 +30,8 @@ use crate::witness;
 pub const FILE: &str = "pool.toml";
 /// Version of the layout of a pool.
 pub const FORMAT: u32 = 1;
+/// Appended to the name of a region or witness that is being thrown away.
+const GONE: &str = ".gone";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -202,6 +207,53 @@ impl Pool {
         self.disk(&dir, recorder)
     }
 
+    /// Throws a region or witness away, for good; true if there was one. Nobody may use it any
+    /// more.
+    ///
+    /// # Errors
+    /// The disk fails. What is left has a name that nobody serves.
+    pub fn discard(&self, volume: VolumeId, member: MemberId) -> Result<bool> {
+        let dir = self.region_dir(volume, member);
+        let io = |e| StoreError::io("throw away", dir.display().to_string(), e);
+        let mut gone = dir.clone().into_os_string();
+        gone.push(GONE);
+        match std::fs::rename(&dir, &gone) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            renamed => renamed.map_err(io)?,
+        }
+        let parent = self.dir.join(volume.to_string());
+        let synced = std::fs::File::open(&parent).and_then(|d| d.sync_all());
+        synced
+            .and_then(|()| std::fs::remove_dir_all(&gone))
+            .map_err(io)?;
+        // Fails while another member of the volume is here.
+        let _ = std::fs::remove_dir(&parent);
+        Ok(true)
+    }
+
+    /// Clears away what [`Pool::discard`] left when it was cut short. Returns how many.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn clear_discarded(&self) -> Result<usize> {
+        let io = |e| StoreError::io("clear", self.dir.display().to_string(), e);
+        let mut cleared = 0;
+        for volume in ids_in(&self.dir)? {
+            for entry in std::fs::read_dir(&volume).map_err(io)? {
+                let entry = entry.map_err(io)?;
+                let name = entry.file_name();
+                let id = name.to_str().and_then(|n| n.strip_suffix(GONE));
+                if id.is_some_and(|id| Uuid::parse_str(id).is_ok()) {
+                    std::fs::remove_dir_all(entry.path()).map_err(io)?;
+                    cleared += 1;
+                }
+            }
+            // Fails unless that was the last one.
+            let _ = std::fs::remove_dir(&volume);
+        }
+        Ok(cleared)
+    }
+
     /// All regions in the pool, sorted by directory.
     ///
     /// # Errors
@@ -299,5 +351,31 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].region.as_ref().unwrap(), &region);
         pool.region(volume, member, Arc::new(NullRecorder)).unwrap();
+    }
+
+    #[test]
+    fn what_is_thrown_away_is_gone_also_after_a_crash_half_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Pool::create(&dir.path().join("pool")).unwrap();
+        let (volume, member) = (VolumeId::random(), MemberId::random());
+        let make = || {
+            let mut region = Region::new(volume, member, 1000);
+            region.log_bytes = 1 << 20;
+            let recorder = Arc::new(NullRecorder);
+            let disk = pool.make_region(volume, member, recorder).unwrap();
+            Store::create(&disk, &region).unwrap();
+        };
+        make();
+        assert!(pool.discard(volume, member).unwrap());
+        assert!(!pool.discard(volume, member).unwrap(), "a second time");
+        assert!(pool.regions().unwrap().is_empty());
+        assert!(!dir.path().join("pool").join(volume.to_string()).exists());
+
+        make();
+        let at = pool.region_dir(volume, member);
+        std::fs::rename(&at, at.with_file_name(format!("{member}{GONE}"))).unwrap();
+        assert!(pool.regions().unwrap().is_empty());
+        assert_eq!(pool.clear_discarded().unwrap(), 1);
+        assert_eq!(std::fs::read_dir(pool.dir()).unwrap().count(), 1, "its id");
     }
 }

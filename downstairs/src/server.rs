@@ -398,6 +398,11 @@ impl Served {
         self.stop.store(true, Ordering::Release);
         self.work.notify_all();
     }
+
+    fn hang_up(&self) {
+        let writers = self.writers.read().unwrap_or_else(PoisonError::into_inner);
+        writers.values().for_each(|c| c.close());
+    }
 }
 
 /// Bytes of log for the next checkpoint, so that it takes about [`ROUND`] when it is as fast as
@@ -544,6 +549,23 @@ impl Server {
             .unwrap_or_else(PoisonError::into_inner);
         members.entry(served.volume()).or_default().push(served);
         Ok(())
+    }
+
+    /// Serves a member no longer: its connections end, and its own thread soon after. For one whose
+    /// region is thrown away.
+    pub fn remove(&self, served: &Arc<Served>) {
+        let mut members = self
+            .inner
+            .members
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_volume) = members.get_mut(&served.volume()) {
+            of_volume.retain(|s| s.member() != served.member());
+        }
+        members.retain(|_, of_volume| !of_volume.is_empty());
+        drop(members);
+        served.stop();
+        served.hang_up();
     }
 }
 

@@ -21,4 +21,4 @@ pub mod rpc;
 mod server;
 pub mod xdr;
 
-pub use server::{Discovery, Found, NfsConfig, NfsError, NfsServer};
+pub use server::{Discovery, Found, NfsConfig, NfsError, NfsServer, Watch};

@@ -25,7 +25,7 @@ use crate::register::{RegisterError, Registration};
 use crate::rpc::hold::Hold;
 use crate::rpc::pool::{Messages, Opened, Pool, PoolLimits};
 use crate::rpc::udp::UdpServer;
-use crate::rpc::{Program, Programs};
+use crate::rpc::{Program, Programs, Timer};
 
 /// How clients find the ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +85,15 @@ pub enum Found {
     Nobody,
 }
 
+/// Who is told of what happens in a server.
+#[derive(Clone, Default)]
+pub struct Watch {
+    /// Of each socket that is served.
+    pub opened: Option<Opened>,
+    /// Of how long each call took.
+    pub timer: Option<Timer>,
+}
+
 /// A running server; dropping it stops it.
 pub struct NfsServer {
     // Dropped in this order.
@@ -112,10 +121,10 @@ impl NfsServer {
         fs: Arc<dyn Vfs>,
         identity: Identity,
     ) -> Result<NfsServer, NfsError> {
-        NfsServer::start_watched(config, fs, identity, None)
+        NfsServer::start_watched(config, fs, identity, Watch::default())
     }
 
-    /// The same, and `opened` is told of each socket that is served.
+    /// The same, with somebody who is told of what happens.
     ///
     /// # Errors
     /// [`NfsError`]; nothing is left running or registered then.
@@ -123,7 +132,7 @@ impl NfsServer {
         config: NfsConfig,
         fs: Arc<dyn Vfs>,
         identity: Identity,
-        opened: Option<Opened>,
+        watch: Watch,
     ) -> Result<NfsServer, NfsError> {
         let exports = Arc::new(Exports::new(&config.exports)?);
         raise_file_limit(config.limits.connections);
@@ -154,8 +163,11 @@ impl NfsServer {
         let mut mappings = mappings_of(&whole, Transport::Tcp, address.port());
         mappings.extend(mappings_of(&small, Transport::Udp, address.port()));
         let expected = expected(&exports);
-        let main: Arc<dyn Messages> =
-            Arc::new(Programs::new(whole, expected.clone()).with_hold(&hold));
+        let main: Arc<dyn Messages> = Arc::new(
+            Programs::new(whole, expected.clone())
+                .with_hold(&hold)
+                .with_timer(watch.timer),
+        );
         let small = Programs::new(small, expected.clone()).with_hold(&hold);
         let datagrams: Arc<dyn Messages> = Arc::new(small);
 
@@ -183,7 +195,7 @@ impl NfsServer {
                 Binding::Forbidden => {}
             }
         }
-        let pool = Arc::new(Pool::start(tcp, config.limits, opened)?);
+        let pool = Arc::new(Pool::start(tcp, config.limits, watch.opened)?);
         let reaper = match config.drop_locks_after {
             Some(after) => Some(Reaper::start(&pool, &nlm, after)?),
             None => None,

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use trivet_nfs::export::ExportSpec;
@@ -29,6 +30,9 @@ pub const MAX_FILE: u64 = 256 * 1024;
 pub const MAX_NODES: usize = 64;
 /// Volumes, at most.
 pub const MAX_VOLUMES: usize = 256;
+
+/// Seconds after which a node that is not heard is given up, unless set.
+pub const EVICT_AFTER: u64 = 3600;
 
 /// What a node does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -60,6 +64,10 @@ pub struct NodeConfig {
     /// loopback ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PublicKey>,
+    /// Where it answers `GET /metrics` and `GET /healthz`, to anybody who can reach it; nowhere
+    /// unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
 fn usual_roles() -> BTreeSet<Role> {
@@ -94,6 +102,16 @@ pub enum Driver {
     External,
     /// The nodes themselves: when the lease runs out, the best placed one takes over.
     Automatic,
+}
+
+impl std::fmt::Display for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Driver::Manual => "manual",
+            Driver::External => "external",
+            Driver::Automatic => "automatic",
+        })
+    }
 }
 
 /// The address that follows the active node.
@@ -212,6 +230,9 @@ pub struct VolumeConfig {
     /// Directory on which the active node mounts it through FUSE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount: Option<PathBuf>,
+    /// MiB per second that a resync copies at most; 200 unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resync_mib: Option<u64>,
     /// The service address. Without one the export is served on all addresses of the active node,
     /// which is for trying things out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -234,6 +255,10 @@ pub struct Config {
     /// A command that is told of each event, through `sh -c`, as JSON on its standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notify: Option<String>,
+    /// Seconds after which a node that is not heard is given up, if another one can take its
+    /// replicas; 0: never. [`EVICT_AFTER`] unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evict_after: Option<u64>,
     /// The nodes.
     #[serde(rename = "node")]
     pub nodes: Vec<NodeConfig>,
@@ -348,6 +373,12 @@ impl Config {
         crate::state::write(path, text.as_bytes())
     }
 
+    /// After how long a node that is not heard is given up, if ever.
+    pub fn gives_up_after(&self) -> Option<Duration> {
+        let seconds = self.evict_after.unwrap_or(EVICT_AFTER);
+        (seconds > 0).then(|| Duration::from_secs(seconds))
+    }
+
     /// The node of this name.
     pub fn node(&self, name: &str) -> Option<&NodeConfig> {
         self.nodes.iter().find(|n| n.name == name)
@@ -417,6 +448,8 @@ impl Config {
             Some(format!("node {name} has no address"))
         } else if n.addresses.iter().any(|a| a.port() == 0) {
             Some(format!("node {name} has an address with port 0"))
+        } else if n.metrics.is_some_and(|a| n.addresses.contains(&a)) {
+            Some(format!("node {name}: its metrics need a port of their own"))
         } else if n.is(Role::Replica) && n.pools.is_empty() {
             Some(format!("node {name} is to keep replicas and has no pool"))
         } else {
@@ -427,6 +460,9 @@ impl Config {
 
     fn problem_of_volume(&self, v: &VolumeConfig) -> Option<String> {
         let name = &v.name;
+        if v.resync_mib == Some(0) {
+            return Some(format!("volume {name}: resync_mib is 1 or more"));
+        }
         if let Some(n) = v.prefer.iter().find(|n| self.node(n).is_none()) {
             return Some(format!(
                 "volume {name} prefers node {n}, which is not there"
@@ -534,6 +570,12 @@ clients = ["10.0.0.0/24(rw,no_root_squash)"]
             ("pools = { main = \"/p/a\" }", "", "no pool"),
             ("\"/p/a\"", "\"p/a\"", "absolute"),
             ("cluster = ", "clustre = ", "clustre"),
+            ("driver = ", "resync_mib = 0\ndriver = ", "1 or more"),
+            (
+                "pools = { main",
+                "metrics = \"127.0.0.1:7100\"\npools = { main",
+                "port of their own",
+            ),
         ] {
             let text = GOOD.replacen(from, to, 1);
             assert_ne!(text, GOOD, "{from}");

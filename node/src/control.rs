@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use trivet_nfs::NfsServer;
-use trivet_protocol::{Generation, VolumeId};
+use trivet_protocol::{BLOCK_BYTES, Generation, VolumeId};
+use trivet_replica::Volume;
 use trivet_transport::call::CallHandler;
 use trivet_transport::{Peer, Role as PeerRole};
 
 use crate::clients;
 use crate::error::{NodeError, Result};
-use crate::messages::{Answer, Ask, Demote, MakeMember, Promote, Standing, Want};
+use crate::members;
+use crate::messages::{Answer, Ask, Demote, EventKind, MakeMember, Promote, Standing, Want};
 use crate::node::Node;
 
 /// A move to another node takes at most this long.
@@ -56,13 +58,17 @@ impl Control {
         if !looks_only {
             tracing::info!(from = peer.name, command = ?ask, "command");
         }
-        if peer.role == PeerRole::Exporter && matches!(ask, Ask::MakeMember(_)) {
+        let makes = matches!(ask, Ask::MakeMember(_) | Ask::MakeReady { .. });
+        if peer.role == PeerRole::Exporter && makes {
             return Answer::Refused("an exporter keeps no members and makes none".into());
         }
-        let nodes_only = matches!(ask, Ask::GiveUp { .. } | Ask::HandBack { .. });
+        let nodes_only = matches!(
+            ask,
+            Ask::GiveUp { .. } | Ask::HandBack { .. } | Ask::MakeReady { .. }
+        );
         if peer.role == PeerRole::Operator && nodes_only {
             return Answer::Refused(
-                "only nodes ask that of each other; use `trivet demote`".into(),
+                "only nodes ask that of each other; use `trivet demote` or `trivet replica`".into(),
             );
         }
         let done = match ask {
@@ -92,6 +98,20 @@ impl Control {
             Ask::Events { after } => Ok(Answer::Events(node.events().after(after))),
             Ask::HandBack { volume, generation } => hand_back(&node, peer, volume, generation),
             Ask::MakeMember(m) => make_member(&node, &m),
+            Ask::Change(c) => members::change(&node, &c),
+            Ask::MakeReady { joining, pool } => {
+                members::make_ready(&node, &joining, &pool).map(|()| Answer::Done)
+            }
+            Ask::DeleteMember { volume, dry_run } => members::delete(&node, volume, dry_run),
+            Ask::Resize { ref volume, bytes } => resize(&node, volume, bytes, &ask),
+            Ask::ResyncRate {
+                ref volume,
+                bytes_per_second,
+            } => resync_rate(&node, volume, bytes_per_second, &ask),
+            Ask::Evict {
+                node: whom,
+                evicted,
+            } => node.set_evicted(&whom, evicted).map(|()| Answer::Done),
             Ask::Drain {
                 node: whom,
                 drained,
@@ -185,6 +205,49 @@ fn at_holder(
             why: "it is active nowhere that this node can see".into(),
         }),
     }
+}
+
+/// Where a volume is active, if that is not here.
+fn elsewhere(node: &Arc<Node>, volume: &str) -> Result<Option<String>> {
+    let role = node.role(volume)?;
+    if role.report().0.standing == Standing::Active {
+        return Ok(None);
+    }
+    node.holder(role.id())
+        .map(Some)
+        .ok_or_else(|| NodeError::Refused {
+            volume: volume.to_owned(),
+            why: "it is active nowhere that this node can see; `trivet promote` it first".into(),
+        })
+}
+
+fn resize(node: &Arc<Node>, volume: &str, bytes: u64, ask: &Ask) -> Result<Answer> {
+    if let Some(holder) = elsewhere(node, volume)? {
+        return node.ask(&holder, ask, MOVE);
+    }
+    let (upstairs, fs) = node.role(volume)?.handles()?;
+    let now = upstairs.info().blocks * BLOCK_BYTES as u64;
+    if bytes < now {
+        return Err(NodeError::Refused {
+            volume: volume.to_owned(),
+            why: format!(
+                "it has {now} bytes and does not shrink; copy its files to a smaller one instead"
+            ),
+        });
+    }
+    let bytes = fs.grow(bytes)?;
+    let text = format!("enlarged from {now} to {bytes} bytes");
+    node.event(EventKind::Resized, Some(volume), text);
+    Ok(Answer::Resized(bytes))
+}
+
+fn resync_rate(node: &Arc<Node>, volume: &str, rate: u64, ask: &Ask) -> Result<Answer> {
+    if let Some(holder) = elsewhere(node, volume)? {
+        return node.ask(&holder, ask, MOVE);
+    }
+    let (upstairs, _) = node.role(volume)?.handles()?;
+    upstairs.with(|u, _| u.set_resync_rate(rate));
+    Ok(Answer::Done)
 }
 
 fn drain(node: &Arc<Node>, whom: &str, drained: bool) -> Result<Answer> {

@@ -1,12 +1,14 @@
 //! What can go wrong in a node, said so that a person knows what to do next.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use thiserror::Error;
 use trivet_cluster::ClusterError;
 use trivet_fs::FsError;
 use trivet_nfs::NfsError;
+use trivet_replica::driver::MemberError;
 
 /// Result of everything in this crate.
 pub type Result<T, E = NodeError> = std::result::Result<T, E>;
@@ -21,12 +23,28 @@ pub enum NodeError {
     Config { path: PathBuf, why: String },
     #[error("the configuration names no node {0}; its nodes are: {1}")]
     NoSuchNode(String, String),
-    #[error("the configuration names no volume {0}")]
+    #[error("the configuration names no volume {0}; `trivet volume list` shows those there are")]
     NoSuchVolume(String),
     #[error("node {0} is no exporter: it cannot be the active one")]
     NotExporter(String),
     #[error("volume {volume} is active on {node}; demote it there, or promote with --wait")]
     ActiveElsewhere { volume: String, node: String },
+    #[error(
+        "node {0} answers, so it is not given up; use `trivet drain {0}`, and `trivet replica \
+         move` for what it keeps"
+    )]
+    Alive(String),
+    #[error(
+        "volume {volume}: no node has room for the member of {node}; add one with the role of a \
+         keeper of replicas that keeps none of it yet"
+    )]
+    NoSpare { volume: String, node: String },
+    #[error("volume {volume}: {source}{next}")]
+    Members {
+        volume: String,
+        source: Box<MemberError>,
+        next: &'static str,
+    },
     #[error("volume {volume}: {why}")]
     Refused { volume: String, why: String },
     #[error(transparent)]
@@ -55,6 +73,14 @@ pub enum NodeError {
     },
     #[error(transparent)]
     Transport(#[from] trivet_transport::TransportError),
+    #[error(
+        "cannot serve metrics at {address}: {source}; choose another `metrics` for this node in \
+         the configuration"
+    )]
+    Metrics {
+        address: SocketAddr,
+        source: io::Error,
+    },
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
 }

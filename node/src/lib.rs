@@ -3,10 +3,12 @@
 //! - [`config`]: `trivet.toml`, the same on all nodes;
 //! - [`node`]: what this node keeps, is, and has heard of the others;
 //! - [`role`]: one volume on this node: standby, active, or between the two;
+//! - [`members`]: who keeps a volume, changed by command while it is served;
 //! - [`agent`]: whose turn it is to take over, as a pure function;
 //! - [`stack`]: what runs on the active node, and in which order it starts and ends;
 //! - [`net`]: the network namespace with the service address;
 //! - [`supervisor`], [`guard`]: the parent that puts right what a dead daemon leaves behind;
+//! - [`metrics`]: what is seen from outside, over HTTP;
 //! - [`messages`], [`control`], [`client`]: what nodes and operators ask.
 //!
 //! Safety lies beneath, in the members' promises (invariants 1 and 2): whatever is decided here,
@@ -21,7 +23,9 @@ mod error;
 pub mod events;
 pub mod guard;
 mod known;
+pub mod members;
 pub mod messages;
+pub mod metrics;
 pub mod net;
 pub mod node;
 pub mod role;

@@ -7,7 +7,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+use trivet_cluster::Joining;
 use trivet_protocol::{Generation, MemberId, MemberKind, Record, Seq, VolumeId};
+
+use crate::config::Driver;
 
 /// To a node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,6 +62,43 @@ pub enum Ask {
         /// After the event of this number.
         after: u64,
     },
+    /// Change who keeps a volume. It goes to where the volume is active.
+    Change(Change),
+    /// Make a member ready to come into a volume that exists. Only for nodes.
+    MakeReady {
+        /// Which.
+        joining: Joining,
+        /// In which pool.
+        pool: String,
+    },
+    /// Throw the member of a volume away that this node keeps: the volume is to go, for good.
+    DeleteMember {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Only say whether it would be done.
+        dry_run: bool,
+    },
+    /// Enlarge a volume and its file system.
+    Resize {
+        /// Name of the volume.
+        volume: String,
+        /// To so many bytes.
+        bytes: u64,
+    },
+    /// Let resyncs of a volume copy so much, from now on until it is active elsewhere.
+    ResyncRate {
+        /// Name of the volume.
+        volume: String,
+        /// Bytes per second.
+        bytes_per_second: u64,
+    },
+    /// Give a dead node up, or take it back.
+    Evict {
+        /// Which.
+        node: String,
+        /// Give it up.
+        evicted: bool,
+    },
     /// Take a node out of service, or back in.
     Drain {
         /// Which.
@@ -96,6 +136,47 @@ pub struct Demote {
     pub elsewhere: bool,
 }
 
+/// See [`Ask::Change`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Change {
+    /// Name of the volume.
+    pub volume: String,
+    /// What to do.
+    pub what: ChangeKind,
+    /// Only say what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// See [`Change`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// A member more.
+    Add {
+        /// On which node.
+        node: String,
+        /// In which of its pools; its only one, unless said.
+        pool: Option<String>,
+        /// One that votes and keeps no data.
+        witness: bool,
+    },
+    /// A member less.
+    Remove {
+        /// On which node.
+        node: String,
+    },
+    /// A member in the place of another one.
+    Move {
+        /// From which node; the one that is dead or out of date, unless said.
+        from: Option<String>,
+        /// To which node.
+        node: String,
+        /// In which of its pools; its only one, unless said.
+        pool: Option<String>,
+    },
+}
+
 /// See [`Ask::MakeMember`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MakeMember {
@@ -130,10 +211,25 @@ pub enum Answer {
     Cleared(usize),
     /// To [`Ask::Events`].
     Events(Vec<Event>),
+    /// To [`Ask::Change`].
+    Changed(Changed),
+    /// To [`Ask::Resize`]: so many bytes it has now.
+    Resized(u64),
     /// Done.
     Done,
     /// Not done, and why.
     Refused(String),
+}
+
+/// What was done, or would be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// For people.
+    pub what: String,
+    /// The member that came, or comes.
+    pub new: Option<MemberId>,
+    /// The member that went, or goes once the new one has everything.
+    pub old: Option<MemberId>,
 }
 
 /// How a node is.
@@ -151,8 +247,36 @@ pub struct Report {
     pub volumes: Vec<VolumeReport>,
     /// What is wanted of each volume, as far as it knows.
     pub wishes: Vec<Wish>,
+    /// What is wanted of nodes, as far as it knows.
+    #[serde(default)]
+    pub node_wishes: Vec<NodeWish>,
+    /// Its pools.
+    #[serde(default)]
+    pub pools: Vec<PoolReport>,
     /// Regions that it could not open, and the like.
     pub problems: Vec<String>,
+}
+
+/// A pool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PoolReport {
+    /// Its name.
+    pub name: String,
+    /// Bytes free.
+    pub free: u64,
+    /// Bytes in all.
+    pub size: u64,
+}
+
+/// Whether a node was given up. The highest number wins, on every node that hears of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeWish {
+    /// The node.
+    pub node: String,
+    /// Grows with every command.
+    pub number: u64,
+    /// It was given up: it gets nothing, and others take its replicas.
+    pub evicted: bool,
 }
 
 /// A volume, as one node has it.
@@ -162,6 +286,9 @@ pub struct VolumeReport {
     pub name: String,
     /// Its identity.
     pub id: VolumeId,
+    /// Who decides about it, in this node's configuration.
+    #[serde(default)]
+    pub driver: Option<Driver>,
     /// What the node does with it.
     pub role: RoleReport,
     /// The members that the node keeps.
@@ -272,8 +399,32 @@ pub struct ActiveReport {
     pub free: u64,
     /// Connections of NFS clients.
     pub connections: usize,
+    /// What its NFS export counts, if it has one.
+    #[serde(default)]
+    pub nfs: Option<NfsCounts>,
+    /// Which member is being replaced by which.
+    #[serde(default)]
+    pub replacing: Option<(MemberId, MemberId)>,
+    /// What people must know without asking: one line each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Members.
     pub members: Vec<ActiveMember>,
+}
+
+/// What an NFS export counts, since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NfsCounts {
+    /// Calls received.
+    pub calls: u64,
+    /// Connections refused because of a limit.
+    pub refused: u64,
+    /// Connections ended because of what the client sent.
+    pub ended_bad: u64,
+    /// Times that a connection had to wait because too much was in flight.
+    pub stalls: u64,
+    /// Replies held back because the lease had lapsed.
+    pub silent: u64,
 }
 
 /// A member, as the active upstairs sees it.
@@ -293,6 +444,9 @@ pub struct ActiveMember {
     pub trouble: Option<String>,
     /// Bytes that its resync has compared, and has found to compare so far; if one runs.
     pub resync: Option<(u64, u64)>,
+    /// Milliseconds that it runs.
+    #[serde(default)]
+    pub resync_ms: u64,
 }
 
 /// What is wanted of a volume. The highest number wins, on every node that hears of it.
@@ -416,4 +570,10 @@ pub enum EventKind {
     NodeBack,
     /// The configuration was read again.
     Reloaded,
+    /// A member came, went, or is on its way.
+    Members,
+    /// A volume was enlarged.
+    Resized,
+    /// A node was given up, or taken back.
+    Evicted,
 }

@@ -16,10 +16,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use trivet_cluster::{Attach, Host, Reach, attach};
 use trivet_nfs::export::ExportSpec;
-use trivet_protocol::message::DataState;
-use trivet_protocol::{MemberKind, Recorder, VolumeId};
+use trivet_protocol::{Recorder, VolumeId};
 use trivet_replica::driver::ReplicatedVolume;
-use trivet_replica::upstairs::Limits;
 use trivet_transport::call::Client;
 use trivet_transport::{Expect, Security};
 
@@ -30,11 +28,14 @@ use crate::events::Events;
 use crate::guard::Guard;
 use crate::known::Known;
 use crate::messages::{
-    Answer, Ask, ClusterReport, EventKind, Heard, MemberReport, Promote, Report, Standing,
-    VolumeReport, Want,
+    Answer, Ask, ClusterReport, EventKind, Heard, MemberReport, PoolReport, Promote, Report,
+    Standing, VolumeReport, Want,
 };
 use crate::role::Role;
 use crate::state::State;
+
+mod keeper;
+mod look;
 
 /// How often each other node is asked.
 const EVERY: Duration = Duration::from_millis(200);
@@ -52,6 +53,8 @@ pub struct Node {
     heard: Mutex<BTreeMap<String, HeardOf>>,
     clients: Mutex<BTreeMap<VolumeId, Known>>,
     state: Mutex<State>,
+    /// Room in its pools, a few seconds old at most.
+    pools: Mutex<Vec<PoolReport>>,
     recorder: Arc<dyn Recorder>,
     guard: Arc<Guard>,
     events: Events,
@@ -98,6 +101,7 @@ impl Node {
             heard: Mutex::default(),
             clients: Mutex::default(),
             state: Mutex::new(state),
+            pools: Mutex::default(),
             recorder,
             guard: Arc::new(guard),
             events: Events::start(name).map_err(NodeError::Thread)?,
@@ -120,7 +124,7 @@ impl Node {
         for volume in &config.volumes {
             self.start_role(volume)?;
         }
-        Ok(())
+        self.keep_house()
     }
 
     /// Ends in order: what is active here is given up, then nothing is heard any more. The host
@@ -230,9 +234,15 @@ impl Node {
         self.host.get()
     }
 
-    /// Whether it is out of service.
+    /// Whether it is out of service, or was given up.
     pub fn drained(&self) -> bool {
-        lock(&self.state).drained()
+        let state = lock(&self.state);
+        state.drained() || state.evicted(&self.name)
+    }
+
+    /// Whether a node was given up, as far as is known here.
+    pub fn evicted(&self, node: &str) -> bool {
+        lock(&self.state).evicted(node)
     }
 
     /// Takes it out of service, or back in.
@@ -289,7 +299,7 @@ impl Node {
             security: self.security.clone(),
             local: place.zip(served),
             recorder: self.recorder.clone(),
-            limits: Limits::default(),
+            limits: look::limits(volume),
             patience,
             wait_for_lease: p.wait,
             accept_data_loss: p.accept_data_loss,
@@ -420,7 +430,7 @@ impl Node {
             Some(Candidate {
                 node: r.node.clone(),
                 standing: v.role.standing,
-                drained: r.drained,
+                drained: r.drained || self.evicted(&r.node),
                 members: v.members.clone(),
             })
         };
@@ -456,15 +466,17 @@ impl Node {
             Some(VolumeReport {
                 name: v.name.clone(),
                 id: v.id,
+                driver: Some(v.driver),
                 role,
                 members: self.members_of(v.id),
                 clients,
                 active,
             })
         });
-        let problems = self.host().map_or(Vec::new(), |h| {
+        let mut problems: Vec<String> = self.host().map_or(Vec::new(), |h| {
             h.problems().iter().map(ToString::to_string).collect()
         });
+        problems.extend(self.other_drivers(&config));
         let volumes = volumes.collect();
         let state = lock(&self.state);
         Report {
@@ -474,37 +486,16 @@ impl Node {
             drained: state.drained(),
             volumes,
             wishes: state.wishes(),
+            node_wishes: state.node_wishes(),
+            pools: lock(&self.pools).clone(),
             problems,
         }
     }
 
     fn members_of(&self, volume: VolumeId) -> Vec<MemberReport> {
-        let Some(served) = self.host().and_then(|h| h.member_of(volume)) else {
-            return Vec::new();
-        };
-        let now = trivet_downstairs::server::boot_time();
-        let report = served.with(|r| {
-            let (member, store) = (r.member(), r.store());
-            let state = member.state();
-            let unusable = match r.data_state() {
-                DataState::None | DataState::Whole(_) => None,
-                DataState::Mixed(_) => Some("it is being brought up to date".to_owned()),
-                DataState::Damaged => Some("it is damaged".to_owned()),
-            };
-            MemberReport {
-                id: state.member,
-                kind: store.map_or(MemberKind::Witness, |_| MemberKind::Replica),
-                promise: state.promise.number,
-                holder: state.holder.clone(),
-                lease_left_ms: member.lease_left(now).0,
-                held_for_ms: member.held_for(now).0,
-                removed: state.removed,
-                record: state.record.clone(),
-                durable: store.map(|s| s.durable().seq).unwrap_or_default(),
-                unusable,
-            }
-        });
-        vec![report]
+        let served = self.host().map_or(Vec::new(), Host::served);
+        let of_volume = served.iter().filter(|s| s.volume() == volume);
+        of_volume.map(|s| s.with(|r| look::member(r))).collect()
     }
 
     /// Everything that was heard.
@@ -590,7 +581,12 @@ impl Node {
     }
 
     fn hear(&self, address: SocketAddr, report: Report) {
-        if let Err(error) = lock(&self.state).learn(&report.wishes) {
+        let learnt = {
+            let mut state = lock(&self.state);
+            let nodes = state.learn_of_nodes(&report.node_wishes);
+            state.learn(&report.wishes).and(nodes)
+        };
+        if let Err(error) = learnt {
             tracing::error!(%error, "what another node was told cannot be stored");
         }
         for v in &report.volumes {
@@ -643,6 +639,9 @@ impl Node {
 
 /// The exports of a volume, as they are now in the configuration.
 fn export_anew(role: &Role, volume: &VolumeConfig) {
+    if let Ok((upstairs, _)) = role.handles() {
+        upstairs.with(|u, _| u.set_resync_rate(look::limits(volume).resync_rate));
+    }
     let specs: Vec<ExportSpec> = volume.exports.iter().map(ExportSpec::from).collect();
     // Where it is not active, the next promotion reads the configuration.
     if let Ok(Err(error)) = role.with_export(move |nfs| nfs.reload(&specs)) {

@@ -13,8 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use trivet_fs::Fs;
 use trivet_nfs::NfsServer;
 use trivet_protocol::VolumeId;
+use trivet_replica::driver::ReplicatedVolume;
 
 use crate::agent::{Decision, decide};
 use crate::config::{Driver, Role as NodeRole, VolumeConfig};
@@ -25,7 +27,7 @@ use crate::messages::{
 };
 use crate::net::ServiceNet;
 use crate::node::Node;
-use crate::stack::Stack;
+use crate::stack::{Around, Stack};
 use crate::timeline::Timeline;
 
 /// Jobs that wait, at most.
@@ -170,6 +172,23 @@ impl Role {
                 let _ = reply.send(done.ok_or_else(|| NodeError::Refused {
                     volume,
                     why: "it is not exported from this node now".into(),
+                }));
+            }))
+        })
+    }
+
+    /// The volume and its file system, where it is active.
+    ///
+    /// # Errors
+    /// It is not active here.
+    pub fn handles(&self) -> Result<(Arc<ReplicatedVolume>, Arc<Fs>)> {
+        let volume = self.id.to_string();
+        self.ask(GIVE_UP, move |reply: SyncSender<Result<_>>| {
+            Job::Look(Box::new(move |stack| {
+                // Nobody waits any more: nothing to tell.
+                let _ = reply.send(stack.map(Stack::handles).ok_or_else(|| {
+                    let why = "it is not active on this node now".into();
+                    NodeError::Refused { volume, why }
                 }));
             }))
         })
@@ -325,6 +344,14 @@ impl Worker {
             self.eligible = None;
             return;
         }
+        if let Some(other) = node.other_driver(self.id, config.driver) {
+            self.eligible = None;
+            if self.said.as_ref() != Some(&other) {
+                tracing::error!(volume = self.name, why = other, "not taking over");
+                self.said = Some(other);
+            }
+            return;
+        }
         let heard = node.candidates(self.id);
         match decide(node.name(), &heard, &config.prefer) {
             Decision::Leave => self.eligible = None,
@@ -462,8 +489,11 @@ impl Worker {
                 why: format!("the supervisor cannot be told of it: {why}"),
             });
         }
-        let guard = Arc::clone(node.guard());
-        match Stack::start(config, volume, clients, guard, &mut timeline) {
+        let around = Around {
+            guard: Arc::clone(node.guard()),
+            recorder: Arc::clone(node.recorder()),
+        };
+        match Stack::start(config, volume, clients, around, &mut timeline) {
             Ok(stack) => Ok((stack, timeline.done(node.name(), kind, generation.number))),
             Err(e) => {
                 node.guard().ended(&self.name);

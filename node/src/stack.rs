@@ -9,13 +9,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use trivet_fs::fuse::{FuseOptions, Mounted, mount};
 use trivet_fs::{Fs, MkfsOptions, Settings, mkfs};
 use trivet_nfs::export::ExportSpec;
 use trivet_nfs::rpc::pool::{Opened, PoolLimits};
-use trivet_nfs::{Discovery, NfsConfig, NfsServer};
+use trivet_nfs::{Discovery, NfsConfig, NfsServer, Watch};
+use trivet_protocol::Recorder;
 use trivet_replica::Volume;
 use trivet_replica::driver::ReplicatedVolume;
 use trivet_replica::volume::{BLOCK_BYTES, Block};
@@ -23,7 +25,7 @@ use trivet_replica::volume::{BLOCK_BYTES, Block};
 use crate::config::VolumeConfig;
 use crate::error::{NodeError, Result};
 use crate::guard::Guard;
-use crate::messages::{ActiveMember, ActiveReport};
+use crate::messages::{ActiveMember, ActiveReport, NfsCounts};
 use crate::net::ServiceNet;
 use crate::timeline::Timeline;
 
@@ -35,6 +37,14 @@ pub struct Stack {
     mounted: Option<Mounted>,
     fs: Arc<Fs>,
     volume: Arc<ReplicatedVolume>,
+}
+
+/// What a stack has from its node.
+pub struct Around {
+    /// What outlives the process.
+    pub guard: Arc<Guard>,
+    /// Takes figures.
+    pub recorder: Arc<dyn Recorder>,
 }
 
 /// Mounts the file system of a volume; makes one on a volume that holds nothing.
@@ -52,6 +62,18 @@ pub fn open_fs(volume: &Arc<dyn Volume>) -> Result<Arc<Fs>> {
     Ok(Fs::mount(Arc::clone(volume), Settings::default())?)
 }
 
+fn nfs_counts(nfs: &NfsServer) -> NfsCounts {
+    let c = nfs.pool().counters();
+    let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
+    NfsCounts {
+        calls: get(&c.messages),
+        refused: get(&c.refused),
+        ended_bad: get(&c.ended_bad),
+        stalls: get(&c.stalls),
+        silent: nfs.silent(),
+    }
+}
+
 impl Stack {
     /// Puts everything on a volume that is active here. `clients` were connected to the former
     /// active node.
@@ -62,7 +84,7 @@ impl Stack {
         config: &VolumeConfig,
         volume: Arc<ReplicatedVolume>,
         clients: Vec<SocketAddr>,
-        guard: Arc<Guard>,
+        around: Around,
         timeline: &mut Timeline,
     ) -> Result<Stack> {
         let shared: Arc<dyn Volume> = volume.clone();
@@ -82,7 +104,7 @@ impl Stack {
             fs,
             volume,
         };
-        match stack.open_doors(config, clients, guard, timeline) {
+        match stack.open_doors(config, clients, around, timeline) {
             Ok(()) => Ok(stack),
             Err(e) => {
                 let (_, ended) = stack.end();
@@ -98,7 +120,7 @@ impl Stack {
         &mut self,
         config: &VolumeConfig,
         clients: Vec<SocketAddr>,
-        guard: Arc<Guard>,
+        around: Around,
         timeline: &mut Timeline,
     ) -> Result<()> {
         if let Some(dir) = &config.mount {
@@ -117,7 +139,7 @@ impl Stack {
                 .service
                 .as_ref()
                 .map(|s| ServiceNet::new(&config.name, config.id, s));
-            self.serve(config, net.as_ref(), guard)?;
+            self.serve(config, net.as_ref(), around)?;
             timeline.mark("NFS listens");
             if let Some(net) = net {
                 // Kept first: what has come half way goes again.
@@ -133,8 +155,9 @@ impl Stack {
         &mut self,
         config: &VolumeConfig,
         net: Option<&ServiceNet>,
-        guard: Arc<Guard>,
+        around: Around,
     ) -> Result<()> {
+        let Around { guard, recorder } = around;
         let ip = net.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), ServiceNet::address);
         let nfs = NfsConfig {
             listen: SocketAddr::new(ip, config.port),
@@ -146,9 +169,13 @@ impl Stack {
         let (fs, volume) = (Arc::clone(&self.fs), Arc::clone(&self.volume));
         let name = config.name.clone();
         let opened: Opened = Arc::new(move |socket| guard.connection(&name, socket));
+        let watch = Watch {
+            opened: Some(opened),
+            timer: Some(Arc::new(move |stage, nanos| recorder.time(stage, nanos))),
+        };
         let start = move || {
             let identity = Arc::new(move || volume.info());
-            NfsServer::start_watched(nfs, fs as _, identity, Some(opened))
+            NfsServer::start_watched(nfs, fs as _, identity, watch)
         };
         // The server's threads and sockets belong to the namespace that they are started in.
         let started = match net {
@@ -172,6 +199,12 @@ impl Stack {
         })
     }
 
+    /// The volume and its file system, for work that takes longer than a look. They outlive the
+    /// reign, and then refuse everything.
+    pub fn handles(&self) -> (Arc<ReplicatedVolume>, Arc<Fs>) {
+        (Arc::clone(&self.volume), Arc::clone(&self.fs))
+    }
+
     /// The running export.
     pub fn nfs(&self) -> Option<&NfsServer> {
         self.nfs.as_ref()
@@ -188,6 +221,7 @@ impl Stack {
             up: m.up,
             in_sync: m.in_sync,
             trouble: m.trouble,
+            resync_ms: m.resync.as_ref().map_or(0, |r| r.elapsed_ms),
             resync: m.resync.map(|r| {
                 let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_BYTES as u64);
                 (bytes(r.compared_blocks), bytes(r.listed_blocks))
@@ -201,6 +235,9 @@ impl Stack {
             bytes: info.blocks * BLOCK_BYTES as u64,
             free: self.volume.space().free_bytes,
             connections: self.clients().len(),
+            nfs: self.nfs.as_ref().map(nfs_counts),
+            replacing: status.replacing,
+            warnings: status.warnings,
             members: members.collect(),
         }
     }

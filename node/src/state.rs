@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use trivet_protocol::VolumeId;
 
-use crate::config::{Config, MAX_VOLUMES};
+use crate::config::{Config, MAX_NODES, MAX_VOLUMES};
 use crate::error::{NodeError, Result};
-use crate::messages::{Want, Wish};
+use crate::messages::{NodeWish, Want, Wish};
 
 const FILE: &str = "node.json";
 /// The last good copy of the configuration: `/etc/pve` is not there before its cluster is.
@@ -26,6 +26,8 @@ struct Kept {
     drained: bool,
     #[serde(default)]
     wishes: Vec<Wish>,
+    #[serde(default)]
+    nodes: Vec<NodeWish>,
 }
 
 /// See the module's head.
@@ -34,6 +36,7 @@ pub struct State {
     dir: PathBuf,
     drained: bool,
     wishes: BTreeMap<VolumeId, Wish>,
+    nodes: BTreeMap<String, NodeWish>,
 }
 
 impl State {
@@ -62,6 +65,11 @@ impl State {
             dir: dir.to_path_buf(),
             drained: kept.drained,
             wishes: kept.wishes.into_iter().map(|w| (w.volume, w)).collect(),
+            nodes: kept
+                .nodes
+                .into_iter()
+                .map(|w| (w.node.clone(), w))
+                .collect(),
         })
     }
 
@@ -126,6 +134,48 @@ impl State {
         if news { self.save() } else { Ok(()) }
     }
 
+    /// What is wanted of nodes.
+    pub fn node_wishes(&self) -> Vec<NodeWish> {
+        self.nodes.values().cloned().collect()
+    }
+
+    /// Whether a node was given up.
+    pub fn evicted(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|w| w.evicted)
+    }
+
+    /// Gives a node up, or takes it back.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn set_evicted(&mut self, node: &str, evicted: bool) -> Result<()> {
+        let number = self.nodes.get(node).map_or(0, |w| w.number);
+        let wish = NodeWish {
+            node: node.to_owned(),
+            number: number.saturating_add(1),
+            evicted,
+        };
+        self.nodes.insert(node.to_owned(), wish);
+        self.save()
+    }
+
+    /// The same, as another node has heard of it.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn learn_of_nodes(&mut self, wishes: &[NodeWish]) -> Result<()> {
+        let mut news = false;
+        for w in wishes.iter().take(MAX_NODES) {
+            let known = self.nodes.get(&w.node).map_or(0, |k| k.number);
+            let room = self.nodes.len() < MAX_NODES || known > 0;
+            if w.number > known && room {
+                self.nodes.insert(w.node.clone(), w.clone());
+                news = true;
+            }
+        }
+        if news { self.save() } else { Ok(()) }
+    }
+
     /// Keeps a copy of a configuration that was read and found good.
     ///
     /// # Errors
@@ -138,6 +188,7 @@ impl State {
         let kept = Kept {
             drained: self.drained,
             wishes: self.wishes(),
+            nodes: self.node_wishes(),
         };
         let path = self.dir.join(FILE);
         let raw = serde_json::to_vec_pretty(&kept).map_err(|e| NodeError::Config {
@@ -184,6 +235,13 @@ mod tests {
         s.set_drained(true).unwrap();
         let again = State::open(dir.path()).unwrap();
         assert_eq!(again.wishes(), s.wishes());
+        s.set_evicted("n", true).unwrap();
+        let old = s.node_wishes();
+        s.set_evicted("n", false).unwrap();
+        s.learn_of_nodes(&old).unwrap();
+        assert!(!s.evicted("n"), "an old wish");
+        let again = State::open(dir.path()).unwrap();
+        assert_eq!(again.node_wishes(), s.node_wishes());
         assert!(again.drained());
     }
 }

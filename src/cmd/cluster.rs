@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use trivet_node::config::VolumeConfig;
 use trivet_node::messages::{Answer, Ask, ClusterReport};
 use trivet_node::{Config, NodeError, client};
 use trivet_transport::Security;
@@ -57,6 +58,19 @@ impl ClusterArgs {
 }
 
 impl Cluster {
+    /// The volume of this name in the configuration.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn volume(&self, name: &str) -> Result<&VolumeConfig, CliError> {
+        self.config.volume(name).ok_or_else(|| {
+            let all = self.config.volumes.iter().map(|v| v.name.as_str());
+            let all: Vec<&str> = all.collect();
+            CliError::failed(format_args!("the configuration names no volume {name}"))
+                .hint(format_args!("it names: {}", all.join(", ")))
+        })
+    }
+
     /// Asks one node.
     ///
     /// # Errors

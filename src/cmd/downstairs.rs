@@ -146,7 +146,7 @@ pub(super) fn failed(e: &ClusterError) -> CliError {
 
 fn say(format: Format, said: &Said) -> Result<(), CliError> {
     let line = match (format, said) {
-        (Format::Json, _) => serde_json::to_string(said)
+        (Format::Json | Format::Yaml, _) => serde_json::to_string(said)
             .map_err(|e| CliError::failed(format_args!("cannot make JSON: {e}")))?,
         (Format::Table, Said::Ready { address, regions }) => {
             format!("ready: listening on {address}, regions: {regions}")

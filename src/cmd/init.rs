@@ -87,6 +87,7 @@ pub fn run(args: &InitArgs, format: Format) -> Result<(), CliError> {
     let mut config = Config {
         cluster: args.cluster.clone(),
         notify: None,
+        evict_after: None,
         nodes: Vec::new(),
         operators: Vec::new(),
         volumes: vec![volume(args)?],
@@ -145,6 +146,7 @@ fn node(given: &str, roles: BTreeSet<Role>, args: &InitArgs) -> Result<NodeConfi
         pools: BTreeMap::from([("main".to_owned(), pool)]),
         roles,
         key: None,
+        metrics: None,
     })
 }
 
@@ -177,6 +179,7 @@ fn volume(args: &InitArgs) -> Result<VolumeConfig, CliError> {
         prefer: Vec::new(),
         port: 2049,
         mount: None,
+        resync_mib: None,
         service,
         exports: vec![ExportConfig {
             name: format!("/{}", args.volume),

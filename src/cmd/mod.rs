@@ -5,6 +5,8 @@ mod client;
 mod cluster;
 mod config;
 mod downstairs;
+mod driver;
+mod evict;
 mod fs;
 mod fsck;
 mod init;
@@ -12,12 +14,15 @@ mod key;
 mod limits;
 mod pool;
 mod region;
+mod replica;
 mod role;
 mod serve;
 mod status;
 mod up;
 mod volume;
 mod volume_in_cluster;
+mod volume_ops;
+mod wait;
 
 use clap::{Parser, Subcommand};
 
@@ -65,11 +70,28 @@ pub enum Command {
     /// Run this node's daemon: its replicas, and its part in who is active
     Serve(serve::ServeArgs),
     /// Show who is active, since when, and how redundant everything is
+    #[command(visible_alias = "st")]
     Status(status::StatusArgs),
+    /// Wait until a volume is served, redundant, or stopped
+    Wait(wait::WaitArgs),
     /// Make a node the active one of a volume
+    #[command(visible_alias = "primary")]
     Promote(role::PromoteArgs),
     /// Stop serving a volume, or let another node do it
+    #[command(visible_alias = "secondary")]
     Demote(role::DemoteArgs),
+    /// What a cluster manager calls: start, stop, monitor, with exact exit codes
+    #[command(subcommand)]
+    Driver(driver::DriverCmd),
+    /// Who keeps a volume: add, remove, move a replica
+    #[command(subcommand, visible_alias = "r")]
+    Replica(replica::ReplicaCmd),
+    /// How fast out-of-date replicas catch up
+    Resync(replica::ResyncArgs),
+    /// Give up a node that is dead: others take its replicas
+    Evict(evict::EvictArgs),
+    /// Take back a node that was given up
+    Restore(evict::RestoreArgs),
     /// Clients of an export
     #[command(subcommand)]
     Client(client::ClientCmd),
@@ -93,7 +115,7 @@ pub enum Command {
     /// Run everything on this machine: three replicas, the file system, the NFS export
     Up(up::UpArgs),
     /// Volumes: replicated virtual disks
-    #[command(subcommand)]
+    #[command(subcommand, visible_alias = "v")]
     Volume(volume::Volume),
 }
 
@@ -115,6 +137,12 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Status(args) => status::run(&args, output),
         Command::Promote(args) => role::promote(&args, output),
         Command::Demote(args) => role::demote(&args, output),
+        Command::Wait(args) => wait::run(&args, output),
+        Command::Driver(args) => driver::run(&args, output),
+        Command::Replica(args) => replica::run(&args, output),
+        Command::Resync(args) => replica::resync(&args, output),
+        Command::Evict(args) => evict::evict(&args, output),
+        Command::Restore(args) => evict::restore(&args, output),
         Command::Client(args) => client::clients(&args, output),
         Command::Lock(args) => client::locks(&args, output),
         Command::Event(args) => client::events(&args, output),

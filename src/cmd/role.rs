@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
+use trivet_node::config::Driver;
 use trivet_node::messages::{Answer, Ask, ClusterReport, Demote, Move, Promote, Standing};
 
 use super::cluster::{Cluster, ClusterArgs};
@@ -92,8 +93,10 @@ pub fn promote(args: &PromoteArgs, format: Format) -> Result<(), CliError> {
         return output::print(format, &what, |w| format!("would: {w}\n"));
     }
     let moves = holder.is_some_and(|h| h != node);
-    if (moves || args.accept_data_loss) && !args.yes {
+    let managed = managed(&cluster, &args.volume);
+    if (moves || args.accept_data_loss || managed.is_some()) && !args.yes {
         let mut what = what;
+        what.push_str(managed.unwrap_or_default());
         if args.accept_data_loss {
             what.push_str("; writes that only the missing replicas have are LOST");
         }
@@ -134,7 +137,8 @@ pub fn demote(args: &DemoteArgs, format: Format) -> Result<(), CliError> {
         return output::print(format, &what, |w| format!("would: {w}\n"));
     }
     if !args.yes {
-        confirm(&what)?;
+        let more = managed(&cluster, &args.volume).unwrap_or_default();
+        confirm(&format!("{what}{more}"))?;
     }
     let ask = Ask::Demote(Demote {
         volume: args.volume.clone(),
@@ -167,6 +171,13 @@ pub fn drain(args: &DrainArgs, drained: bool, format: Format) -> Result<(), CliE
     output::print(format, &said, |s| format!("{} {s}\n", args.node))
 }
 
+/// What is to be known before a volume is moved by hand about which a cluster manager decides.
+fn managed(cluster: &Cluster, volume: &str) -> Option<&'static str> {
+    let volume = cluster.config.volume(volume)?;
+    (volume.driver == Driver::External)
+        .then_some("; its cluster manager (driver = \"external\") may undo that")
+}
+
 /// Where a volume is active.
 pub fn holder(seen: &ClusterReport, volume: &str) -> Option<String> {
     let active = |n: &&trivet_node::messages::Heard| {
@@ -182,10 +193,7 @@ pub fn holder(seen: &ClusterReport, volume: &str) -> Option<String> {
 
 /// Where a volume had better be: preferred nodes first, then those with a replica of their own.
 fn best(cluster: &Cluster, seen: &ClusterReport, volume: &str) -> Result<String, CliError> {
-    let prefer = cluster.config.volume(volume).map(|v| v.prefer.clone());
-    let prefer = prefer.ok_or_else(|| {
-        CliError::failed(format_args!("the configuration names no volume {volume}"))
-    })?;
+    let prefer = cluster.volume(volume)?.prefer.clone();
     if let Some(holder) = holder(seen, volume) {
         return Ok(holder);
     }

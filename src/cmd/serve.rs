@@ -14,8 +14,9 @@ use trivet_cluster::Host;
 use trivet_downstairs::server::Listen;
 use trivet_node::control::Control;
 use trivet_node::guard::Guard;
+use trivet_node::metrics::{Figures, Http};
 use trivet_node::{Config, Node, State, supervisor};
-use trivet_protocol::{NullRecorder, Recorder};
+use trivet_protocol::Recorder;
 
 use super::cluster::{ClusterArgs, failed};
 use super::downstairs::failed as cluster_failed;
@@ -75,7 +76,8 @@ pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
     let config = load(&args.cluster.config, &args.state, &state)?;
     let name = args.node.unwrap_or_else(host_name);
     let security = config.security(&args.cluster.key).map_err(|e| failed(&e))?;
-    let recorder: Arc<dyn Recorder> = Arc::new(NullRecorder);
+    let figures = Arc::new(Figures::default());
+    let recorder: Arc<dyn Recorder> = figures.clone();
     let node = Node::new(
         &name,
         config,
@@ -100,11 +102,23 @@ pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
         problems: host.problems().iter().map(ToString::to_string).collect(),
     };
     node.start(host).map_err(|e| failed(&e))?;
+    let metrics = node.me().and_then(|n| n.metrics);
+    let http = metrics
+        .map(|at| Http::start(at, &node, figures))
+        .transpose();
+    let http = match http {
+        Ok(http) => http,
+        Err(e) => {
+            node.stop();
+            return Err(failed(&e));
+        }
+    };
     output::print(format, &ready, text)?;
     let mut read = Configured::now(&args.cluster.config);
     while !stop.wait_for(LOOK) {
         read.follow(&node);
     }
+    drop(http);
     node.stop();
     match Arc::into_inner(node).and_then(Node::into_host) {
         Some(host) => host.close().map_err(|e| cluster_failed(&e)),
@@ -220,7 +234,8 @@ fn load(path: &Path, dir: &Path, state: &State) -> Result<Config, CliError> {
     }
 }
 
-fn host_name() -> String {
+/// This host's name, without its domain.
+pub fn host_name() -> String {
     let name = rustix::system::uname();
     let name = name.nodename().to_string_lossy().into_owned();
     name.split('.').next().unwrap_or_default().to_owned()

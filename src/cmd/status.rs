@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use trivet_node::messages::{
-    ActiveReport, ClusterReport, Heard, MemberReport, Standing, VolumeReport,
+    ActiveMember, ActiveReport, ClusterReport, Heard, MemberReport, Standing, VolumeReport,
 };
+use trivet_protocol::MemberKind;
 
 use super::cluster::ClusterArgs;
 use super::role::holder;
@@ -40,10 +41,8 @@ pub fn run(args: &StatusArgs, format: Format) -> Result<(), CliError> {
             .map(|v| v.name.as_str())
             .filter(|v| args.volume.as_deref().is_none_or(|wanted| wanted == *v))
             .collect();
-        if let (Some(wanted), true) = (&args.volume, names.is_empty()) {
-            return Err(CliError::failed(format_args!(
-                "the configuration names no volume {wanted}"
-            )));
+        if let Some(wanted) = &args.volume {
+            cluster.volume(wanted)?;
         }
         output::print(format, &seen, |s| text(s, &names))?;
         if !args.watch {
@@ -59,19 +58,36 @@ pub fn run(args: &StatusArgs, format: Format) -> Result<(), CliError> {
     }
 }
 
+/// How well a volume is, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Grade {
+pub enum Grade {
+    /// Served, all members are well, and one can be lost.
     Redundant,
+    /// Served.
     Degraded,
+    /// Active nowhere.
     NotServed,
 }
 
-fn of<'a>(node: &'a Heard, volume: &str) -> Option<&'a VolumeReport> {
+impl Grade {
+    /// Said in one word or two.
+    pub fn word(self) -> &'static str {
+        match self {
+            Grade::Redundant => "redundant",
+            Grade::Degraded => "degraded",
+            Grade::NotServed => "not served",
+        }
+    }
+}
+
+/// What a node says of a volume.
+pub fn of<'a>(node: &'a Heard, volume: &str) -> Option<&'a VolumeReport> {
     let report = node.report.as_ref()?;
     report.volumes.iter().find(|v| v.name == volume)
 }
 
-fn active<'a>(
+/// What the active node says of a volume, if one is.
+pub fn active<'a>(
     seen: &'a ClusterReport,
     volume: &str,
 ) -> Option<(&'a VolumeReport, &'a ActiveReport)> {
@@ -81,11 +97,13 @@ fn active<'a>(
     Some((v, v.active.as_ref()?))
 }
 
-fn grade(seen: &ClusterReport, volume: &str) -> Grade {
+/// How well a volume is.
+pub fn grade(seen: &ClusterReport, volume: &str) -> Grade {
     match active(seen, volume) {
         None => Grade::NotServed,
         Some((_, a))
             if a.failures_tolerated == 0
+                || a.replacing.is_some()
                 || a.members.iter().any(|m| m.trouble.is_some() || !m.up) =>
         {
             Grade::Degraded
@@ -105,13 +123,21 @@ fn text(seen: &ClusterReport, volumes: &[&str]) -> String {
         let address = n.address.map_or("-".into(), |a| a.to_string());
         match (&n.report, &n.trouble) {
             (Some(r), None) => {
-                let state = if r.drained { "drained" } else { "up" };
+                let state = match (evicted(seen, &n.node), r.drained) {
+                    (true, _) => "up, given up (`trivet restore`)",
+                    (_, true) => "drained",
+                    _ => "up",
+                };
                 let up = duration(r.up_ms);
                 t.row([n.node.clone(), state.into(), address, up, r.version.clone()]);
             }
             (_, trouble) => {
                 let why = trouble.clone().unwrap_or_default();
-                t.row([n.node.clone(), format!("not heard: {why}"), address]);
+                let gone = match evicted(seen, &n.node) {
+                    true => "given up; ",
+                    false => "",
+                };
+                t.row([n.node.clone(), format!("{gone}not heard: {why}"), address]);
             }
         }
     }
@@ -122,6 +148,14 @@ fn text(seen: &ClusterReport, volumes: &[&str]) -> String {
         }
     }
     out
+}
+
+/// Whether a node was given up: the newest word of it.
+fn evicted(seen: &ClusterReport, node: &str) -> bool {
+    let reports = seen.nodes.iter().filter_map(|n| n.report.as_ref());
+    let wishes = reports.flat_map(|r| &r.node_wishes);
+    let newest = wishes.filter(|w| w.node == node).max_by_key(|w| w.number);
+    newest.is_some_and(|w| w.evicted)
 }
 
 fn volume_text(seen: &ClusterReport, volume: &str) -> String {
@@ -163,6 +197,9 @@ fn volume_text(seen: &ClusterReport, volume: &str) -> String {
                     steps.join(", ")
                 ));
             }
+            for w in &a.warnings {
+                out.push_str(&format!("  WARNING: {w}\n"));
+            }
             out.push_str(&members(a));
         }
         None => {
@@ -184,23 +221,48 @@ fn volume_text(seen: &ClusterReport, volume: &str) -> String {
 fn members(a: &ActiveReport) -> String {
     let mut t = Table::new(&["  member", "kind", "state", "id"]);
     for m in &a.members {
-        let state = match (&m.trouble, m.up, m.in_sync, m.resync) {
-            (_, _, _, Some((done, all))) => {
-                format!("resync, {} of {} MiB", done >> 20, all >> 20)
+        let mut state = member_state(m);
+        if let Some((old, new)) = a.replacing {
+            if old == m.id {
+                state.push_str(", to be replaced");
+            } else if new == m.id {
+                state.push_str(", takes the other's place");
             }
-            (Some(why), ..) => why.clone(),
-            (_, false, true, _) => "not connected (still counted)".into(),
-            (_, false, ..) => "not connected".into(),
-            (_, true, true, _) => "in sync".into(),
-            (_, true, false, _) => match m.kind {
-                trivet_protocol::MemberKind::Witness => "votes".into(),
-                trivet_protocol::MemberKind::Replica => "out of date".into(),
-            },
-        };
+        }
         let kind = format!("{:?}", m.kind).to_lowercase();
         t.row([format!("  {}", m.node), kind, state, m.id.to_string()]);
     }
     t.render()
+}
+
+/// How a member is, in a few words.
+pub fn member_state(m: &ActiveMember) -> String {
+    match (&m.trouble, m.up, m.in_sync, m.resync) {
+        (_, _, _, Some((done, all))) => resync_state(m, done, all),
+        (Some(why), ..) => why.clone(),
+        (_, false, true, _) => "not connected (still counted)".into(),
+        (_, false, ..) => "not connected".into(),
+        (_, true, true, _) => "in sync".into(),
+        (_, true, false, _) => match m.kind {
+            MemberKind::Witness => "votes".into(),
+            MemberKind::Replica => "out of date".into(),
+        },
+    }
+}
+
+/// How far a resync is, how fast it is, and how long it will take if it stays so.
+fn resync_state(m: &ActiveMember, done: u64, all: u64) -> String {
+    let mut state = format!("resync, {} of {} MiB", done >> 20, all >> 20);
+    let rate = done.saturating_mul(1000) / m.resync_ms.max(1);
+    if rate > 0 && all > done {
+        let left = (all - done) / rate;
+        state.push_str(&format!(
+            ", {} MiB/s, {} left",
+            rate >> 20,
+            duration(left.saturating_mul(1000))
+        ));
+    }
+    state
 }
 
 /// What the members say where nobody is active.

@@ -15,13 +15,23 @@ use crate::output::{self, Format};
 use crate::size::Size;
 
 use super::cluster::ClusterArgs;
-use super::volume_in_cluster;
+use super::{volume_in_cluster, volume_ops};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Volume {
+    /// Show the volumes of the cluster
+    #[command(visible_alias = "l")]
+    List(volume_ops::ListArgs),
     /// Make a volume: on the nodes of the cluster, or, given pools, in pools of this machine
+    #[command(visible_alias = "c")]
     Create(CreateArgs),
+    /// Enlarge a volume and its file system, while in use
+    #[command(alias = "grow")]
+    Resize(volume_ops::ResizeArgs),
+    /// Throw a volume away, with all that is in it
+    #[command(visible_alias = "d")]
+    Delete(volume_ops::DeleteArgs),
     /// Make a new volume out of one region, when most members of its volume are gone for ever
     Recover(recover::RecoverArgs),
 }
@@ -123,6 +133,9 @@ pub fn run(args: Volume, format: Format) -> Result<(), CliError> {
             volume_in_cluster::create(&args.cluster, &name, args.size, &args.nodes, format)
         }
         Volume::Create(args) => create_volume(&args, format),
+        Volume::List(args) => volume_ops::list(&args, format),
+        Volume::Resize(args) => volume_ops::resize(&args, format),
+        Volume::Delete(args) => volume_ops::delete(&args, format),
         Volume::Recover(args) => recover::run(&args, format),
     }
 }

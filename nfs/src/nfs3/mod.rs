@@ -331,6 +331,16 @@ impl Program for Nfs3 {
         procedure != 0
     }
 
+    fn stage(&self, procedure: u32) -> &'static str {
+        match procedure {
+            6 => "nfs.read",
+            7 => "nfs.write",
+            21 => "nfs.commit",
+            0 | 1 | 3 | 4 | 5 | 16..=20 => "nfs.look",
+            _ => "nfs.change",
+        }
+    }
+
     fn call(&self, call: Call) {
         let Some(count) = self.counters.calls.get(call.head.procedure as usize) else {
             return call.refuse(AcceptStat::ProcedureUnavailable);

@@ -111,7 +111,7 @@ impl Request {
 
 /// The way an answer goes: in the reply, or (the `_MSG` forms) in a call of our own.
 enum Answer {
-    Reply(Call),
+    Reply(Box<Call>),
     CallBack { to: IpAddr, procedure: u32 },
 }
 
@@ -470,7 +470,7 @@ impl Nlm {
                 call.reply(|_| ());
                 back
             }
-            None => Answer::Reply(call),
+            None => Answer::Reply(Box::new(call)),
         };
         match admitted {
             Err((cookie, stat)) => self.answer(to, &cookie, stat, |_| ()),

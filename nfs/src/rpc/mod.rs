@@ -16,6 +16,7 @@ pub mod udp;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -45,7 +46,13 @@ pub struct Replier {
     charged: usize,
     /// Says whether the reply may leave, if it is about files.
     hold: Option<Arc<Hold>>,
+    /// Told how long the call took, of which stage, since when.
+    timed: Option<(Timer, &'static str, Instant)>,
 }
+
+/// Told of each reply: the stage that the call belongs to, and nanoseconds from its receipt until
+/// its reply was ready.
+pub type Timer = Arc<dyn Fn(&'static str, u64) + Send + Sync>;
 
 impl Replier {
     pub(crate) fn new(origin: Origin, bytes: usize) -> Replier {
@@ -56,6 +63,7 @@ impl Replier {
             origin,
             charged: bytes,
             hold: None,
+            timed: None,
         }
     }
 
@@ -108,6 +116,12 @@ impl Replier {
     /// Queues a whole reply message; the caller sends it with [`Replier::flush`] after queueing
     /// others of the same connection.
     pub(crate) fn queue(&self, head: &[u8], payload: Option<Payload>) {
+        if let Some((timer, stage, began)) = &self.timed {
+            timer(
+                stage,
+                u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            );
+        }
         let kept = self.hold.as_ref().filter(|h| !h.open());
         match (&self.origin, kept) {
             (Origin::Tcp(conn, shared), Some(hold)) => hold.keep(conn, shared, head, payload),
@@ -208,6 +222,10 @@ pub trait Program: Send + Sync {
     /// Whether what it replies to a procedure is about files, and leaves only while the volume is
     /// held.
     fn held(&self, procedure: u32) -> bool;
+    /// The stage under which a procedure's time is counted.
+    fn stage(&self, _procedure: u32) -> &'static str {
+        "nfs.aside"
+    }
     /// The calls that arrived together have been handled.
     fn turn_ended(&self) {}
     /// A connection ended.
@@ -235,6 +253,7 @@ pub struct Programs {
     programs: Vec<Arc<dyn Program>>,
     expected: Expected,
     hold: Option<Arc<Hold>>,
+    timer: Option<Timer>,
     /// What was refused.
     pub counters: RpcCounters,
 }
@@ -246,6 +265,7 @@ impl Programs {
             programs,
             expected,
             hold: None,
+            timer: None,
             counters: RpcCounters::default(),
         }
     }
@@ -257,10 +277,16 @@ impl Programs {
         let hold = Some(Arc::clone(hold));
         Programs { hold, ..self }
     }
+
+    /// Tells `timer` how long calls take.
+    pub fn with_timer(self, timer: Option<Timer>) -> Programs {
+        Programs { timer, ..self }
+    }
 }
 
 impl Messages for Programs {
     fn message(&self, message: Bytes, replier: Replier) {
+        let began = self.timer.as_ref().map(|_| Instant::now());
         let head = match CallHead::decode(message) {
             Ok(h) => h,
             Err(e) => {
@@ -294,6 +320,10 @@ impl Messages for Programs {
         self.counters.calls.fetch_add(1, Ordering::Relaxed);
         if program.held(call.head.procedure) {
             call.replier.hold.clone_from(&self.hold);
+        }
+        if let (Some(timer), Some(began)) = (&self.timer, began) {
+            let stage = program.stage(call.head.procedure);
+            call.replier.timed = Some((Arc::clone(timer), stage, began));
         }
         program.call(call);
     }

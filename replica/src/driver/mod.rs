@@ -372,10 +372,16 @@ impl Inner {
                     if let Some(Waiter::Flush(done, since)) = waiters.remove(&id) {
                         self.recorder
                             .time("replica.flush", since.elapsed().as_nanos() as u64);
+                        if result.is_err() {
+                            self.recorder.count("replica.flush.errors", 1);
+                        }
                         todo.done.push(Box::new(move || done(result)));
                     }
                 }
                 Effect::Read(id, result) => {
+                    if result.is_err() {
+                        self.recorder.count("replica.read.errors", 1);
+                    }
                     if let Some(Waiter::Read(done)) = waiters.remove(&id) {
                         todo.done.push(Box::new(move || done(result)));
                     }
@@ -419,7 +425,11 @@ impl Inner {
     fn run_ticks(&self) {
         lease::prefer();
         while !self.stopped() {
-            self.with(|u, now| u.tick(now));
+            let undurable = self.with(|u, now| {
+                u.tick(now);
+                u.last().0.saturating_sub(u.commit().0)
+            });
+            self.recorder.gauge("replica.queue.undurable", undurable);
             let handed = std::mem::take(&mut *self.handed());
             handed.into_iter().for_each(|todo| self.perform(todo));
             thread::park_timeout(TICK);
@@ -507,8 +517,14 @@ impl Volume for ReplicatedVolume {
 
     fn read(&self, block: Block, out: &mut [u8]) -> Result<(), VolumeError> {
         let count = check_read(block, out.len(), self.inner.blocks())?;
+        let began = Instant::now();
+        let took = |what| {
+            let nanos = began.elapsed().as_nanos() as u64;
+            self.inner.recorder.time(what, nanos);
+        };
         if let Some(data) = self.inner.read_here(block, count) {
             out.copy_from_slice(&data);
+            took("replica.read.local");
             return Ok(());
         }
         let (tx, rx) = mpsc::sync_channel(1);
@@ -518,6 +534,7 @@ impl Volume for ReplicatedVolume {
             .recv()
             .unwrap_or_else(|_| Err(VolumeError::NotActive("the volume went away".into())))?;
         out.copy_from_slice(&data);
+        took("replica.read.remote");
         Ok(())
     }
 
@@ -558,7 +575,10 @@ impl Volume for ReplicatedVolume {
                         .time("replica.submit", began.elapsed().as_nanos() as u64);
                     return Ok(Ticket(seq));
                 }
-                Submitted::Failed(e) => return Err(e),
+                Submitted::Failed(e) => {
+                    self.inner.recorder.count("replica.submit.errors", 1);
+                    return Err(e);
+                }
                 Submitted::Full => {
                     if began.elapsed() > patience || self.inner.stopped() {
                         let status = state.upstairs.status(boot_time());

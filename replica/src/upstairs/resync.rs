@@ -59,8 +59,9 @@ pub struct Resync {
     stage: Stage,
     ranges: VecDeque<(u64, u32)>,
     jobs: BTreeMap<u64, Job>,
-    /// Bytes that may still be copied now, and when that was last reckoned.
-    allowance: u64,
+    /// Bytes that may still be copied now, and when that was last reckoned. Below zero by what jobs
+    /// under way copied beyond it, which is made up for before the next one.
+    allowance: i64,
     reckoned: Now,
     listed: u64,
     compared: u64,
@@ -273,7 +274,7 @@ impl Upstairs {
                 self.ask(now, link, Ask::FinishResync, &Request::FinishResync);
                 return;
             }
-            if r.stage == Stage::Beginning || r.in_work() >= window || r.allowance == 0 {
+            if r.stage == Stage::Beginning || r.in_work() >= window || r.allowance <= 0 {
                 return;
             }
             let Some((block, count)) = r.ranges.pop_front() else {
@@ -364,7 +365,7 @@ impl Upstairs {
         self.send_copy(link, block, &v.sums, &v.data);
         if let Some(r) = self.resync_mut(link) {
             r.copied += v.data.len() as u64;
-            r.allowance = r.allowance.saturating_sub(v.data.len() as u64);
+            r.allowance = r.allowance.saturating_sub_unsigned(v.data.len() as u64);
         }
         self.job_progress(now, link, id);
     }
@@ -456,7 +457,8 @@ impl Upstairs {
                 if earned > 0 {
                     // At most 100 ms worth is saved up, and never less than one job.
                     let most = (rate / 10).max(u64::from(JOB_BLOCKS) * BLOCK_BYTES as u64);
-                    r.allowance = (r.allowance + earned).min(most);
+                    let most = i64::try_from(most).unwrap_or(i64::MAX);
+                    r.allowance = r.allowance.saturating_add_unsigned(earned).min(most);
                     r.reckoned = now;
                 }
                 self.drive_resync(now, link);

@@ -52,9 +52,28 @@ pub fn credential(uid: u32) -> Credential {
 
 /// Names of procedures.
 pub const PROCEDURES: [&str; 22] = [
-    "NULL", "GETATTR", "SETATTR", "LOOKUP", "ACCESS", "READLINK", "READ", "WRITE", "CREATE",
-    "MKDIR", "SYMLINK", "MKNOD", "REMOVE", "RMDIR", "RENAME", "LINK", "READDIR", "READDIRPLUS",
-    "FSSTAT", "FSINFO", "PATHCONF", "COMMIT",
+    "NULL",
+    "GETATTR",
+    "SETATTR",
+    "LOOKUP",
+    "ACCESS",
+    "READLINK",
+    "READ",
+    "WRITE",
+    "CREATE",
+    "MKDIR",
+    "SYMLINK",
+    "MKNOD",
+    "REMOVE",
+    "RMDIR",
+    "RENAME",
+    "LINK",
+    "READDIR",
+    "READDIRPLUS",
+    "FSSTAT",
+    "FSINFO",
+    "PATHCONF",
+    "COMMIT",
 ];
 
 /// How often each procedure is called, by number.
@@ -148,6 +167,26 @@ impl Maker<'_> {
         (n, self.objects[n].clone())
     }
 
+    /// An object that an open of another server returns from: a file mostly, or a directory or a
+    /// symlink.
+    fn data_object(&mut self) -> (usize, Object) {
+        let all = self.objects.iter().enumerate();
+        let fit: Vec<usize> = all
+            .filter(|(_, o)| matches!(o.kind, 1 | 2 | 5))
+            .map(|(n, _)| n)
+            .collect();
+        let files: Vec<usize> = fit
+            .iter()
+            .copied()
+            .filter(|n| self.objects[*n].kind == 1)
+            .collect();
+        let n = match files.is_empty() || self.one_in(10) {
+            true => self.pick(&fit),
+            false => self.pick(&files),
+        };
+        (n, self.objects[n].clone())
+    }
+
     fn a_name(&mut self) -> Vec<u8> {
         if !self.one_in(12) {
             return vec![b'a' + self.rng.below(9) as u8];
@@ -163,22 +202,42 @@ impl Maker<'_> {
     fn offset(&mut self) -> u64 {
         match self.rng.below(24) {
             0 => self.pick(&[1 << 32, 1 << 40, (1 << 43) - 4096]),
-            1 => self.pick(&[1 << 62, i64::MAX as u64 - 1, i64::MAX as u64, 1 << 63, u64::MAX]),
+            1 => self.pick(&[
+                1 << 62,
+                i64::MAX as u64 - 1,
+                i64::MAX as u64,
+                1 << 63,
+                u64::MAX,
+            ]),
             _ => self.rng.below(70_000),
         }
     }
 
-    fn attributes(&mut self, b: &mut Both, fresh: bool) -> u64 {
+    /// `sattr3`; of a new object the owner, and of one that is no file the size, are rare: other
+    /// servers refuse them, and then the trees differ.
+    fn attributes(&mut self, b: &mut Both, procedure: u32) -> u64 {
+        let fresh = procedure != 2;
         let some = |m: &mut Self, of: u64| m.one_in(of);
-        let modes = [0o644, 0o600, 0, 0o755, 0o4755, 0o2755, 0o6777, 0o1777, 0o444];
-        let mode = (fresh || some(self, 3)).then(|| self.pick(&modes));
-        let uid = some(self, if fresh { 16 } else { 5 }).then(|| self.pick(&[0, 1000, 1001]));
-        let gid = some(self, if fresh { 16 } else { 5 }).then(|| self.pick(&[0, 100, 1000, 1001]));
-        let size = some(self, 4).then(|| match self.one_in(2) {
+        let modes = [
+            0o644, 0o600, 0, 0o755, 0o4755, 0o2755, 0o6777, 0o1777, 0o444,
+        ];
+        // Other servers leave the set-id bits of a new directory out.
+        let mask = if procedure == 9 && !self.one_in(10) {
+            0o1777
+        } else {
+            0o7777
+        };
+        let mode = (fresh || some(self, 3)).then(|| self.pick(&modes) & mask);
+        let uid = some(self, if fresh { 40 } else { 5 }).then(|| self.pick(&[0, 1000, 1001]));
+        let gid = some(self, if fresh { 40 } else { 5 }).then(|| self.pick(&[0, 100, 1000, 1001]));
+        let sized = if matches!(procedure, 2 | 8) { 4 } else { 80 };
+        let size = some(self, sized).then(|| match self.one_in(2) {
             true => self.offset(),
             false => self.pick(&[0, 1, 4095, 4096, 5000, 20_000]),
         });
-        b.optional("mode", mode).optional("uid", uid).optional("gid", gid);
+        b.optional("mode", mode)
+            .optional("uid", uid)
+            .optional("gid", gid);
         for e in &mut b.enc {
             e.bool(size.is_some());
             size.map(|s| e.u64(s));
@@ -187,7 +246,8 @@ impl Maker<'_> {
             b.text += &format!(" size={s}");
         }
         for what in ["atime", "mtime"] {
-            let how = match self.rng.below(if fresh { 12 } else { 5 }) {
+            let timed = [5, 12, 80][usize::from(fresh) + usize::from(procedure == 10)];
+            let how = match self.rng.below(timed) {
                 0 => 1,
                 1 => 2,
                 _ => 0,
@@ -228,14 +288,19 @@ impl Maker<'_> {
             3 | 8..=14 | 16 | 17 => 2,
             5 => 5,
             6 | 7 | 21 => 1,
+            2 | 15 => self.pick(&[1, 1, 1, 1, 2, 5, 7]),
             _ => self.pick(&[1, 1, 2, 5, 7, 4]),
         };
-        let (n, o) = self.object(kind);
+        let (n, o) = match procedure {
+            // nfs-ganesha opens what it is told to write: a FIFO hangs its thread for good.
+            6 | 7 | 21 => self.data_object(),
+            _ => self.object(kind),
+        };
         b.handle(&o);
         match procedure {
             2 => {
                 subject = Some(n);
-                reach = self.attributes(&mut b, false);
+                reach = self.attributes(&mut b, 2);
                 self.guard(&mut b, &o);
             }
             1 | 4 | 5 | 18..=20 => {
@@ -257,7 +322,11 @@ impl Maker<'_> {
                 subject = Some(n);
                 reach = self.write(&mut b);
             }
-            8..=11 => makes = Some(self.creation(procedure, &o, &mut b)),
+            8..=11 => {
+                let (kind, name, size) = self.creation(procedure, &o, &mut b);
+                makes = Some((kind, name));
+                reach = size;
+            }
             14 => {
                 b.name(&self.a_name());
                 let (_, to) = self.object(2);
@@ -299,7 +368,13 @@ impl Maker<'_> {
             b.enc[s].bool(when.is_some());
             when.map(|(secs, nanos)| b.enc[s].u32(secs).u32(nanos));
         }
-        b.text += if wrong { " guard=wrong" } else if right { " guard" } else { "" };
+        b.text += if wrong {
+            " guard=wrong"
+        } else if right {
+            " guard"
+        } else {
+            ""
+        };
     }
 
     fn write(&mut self, b: &mut Both) -> u64 {
@@ -307,15 +382,18 @@ impl Maker<'_> {
         let len = self.pick(&[0, 1, 500, 4096, 9000, 20_000]);
         let stable = self.rng.below(3) as u32;
         let data = self.rng.bytes(len);
-        b.u64("offset", offset).u32("count", len as u32).u32("stable", stable);
+        b.u64("offset", offset)
+            .u32("count", len as u32)
+            .u32("stable", stable);
         for e in &mut b.enc {
             e.opaque(&data);
         }
         offset.saturating_add(len as u64)
     }
 
-    fn creation(&mut self, procedure: u32, dir: &Object, b: &mut Both) -> (u32, String) {
+    fn creation(&mut self, procedure: u32, dir: &Object, b: &mut Both) -> (u32, String, u64) {
         let name = self.a_name();
+        let mut size = 0;
         b.name(&name);
         let mut kind = [1, 2, 5, 7][procedure as usize - 8];
         match procedure {
@@ -325,16 +403,16 @@ impl Maker<'_> {
                 match how {
                     2 => b.u64("verifier", self.pick(&[1, 2, 3 << 40])),
                     _ => {
-                        self.attributes(b, true);
+                        size = self.attributes(b, procedure);
                         b
                     }
                 };
             }
             9 => {
-                self.attributes(b, true);
+                size = self.attributes(b, procedure);
             }
             10 => {
-                self.attributes(b, true);
+                size = self.attributes(b, procedure);
                 let targets: [&[u8]; 4] = [b"a", b"../b", b"/", &[b't'; 1023]];
                 let target = self.pick(&targets);
                 b.name(target);
@@ -343,7 +421,7 @@ impl Maker<'_> {
                 kind = self.pick(&[3, 4, 6, 7, 7, 1, 2, 5]);
                 b.u32("type", kind);
                 if matches!(kind, 3 | 4 | 6 | 7) {
-                    self.attributes(b, true);
+                    size = self.attributes(b, procedure);
                 }
                 if matches!(kind, 3 | 4) {
                     b.u32("major", 7).u32("minor", self.pick(&[0, 3, 300]));
@@ -351,6 +429,6 @@ impl Maker<'_> {
             }
         }
         let shown = String::from_utf8_lossy(&name[..name.len().min(10)]).into_owned();
-        (kind, format!("{}/{shown}", dir.name))
+        (kind, format!("{}/{shown}", dir.name), size)
     }
 }

@@ -26,6 +26,9 @@ struct Cli {
     /// Show an example of each explained difference
     #[arg(long)]
     examples: bool,
+    /// Print every call and both statuses
+    #[arg(long)]
+    trace: bool,
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         calls: cli.calls,
         seed: cli.seed.unwrap_or(random),
         most: cli.most,
+        trace: cli.trace,
     };
     println!("SEED={}", options.seed);
     let report = match compare(&cli.ours, &cli.reference, &options) {

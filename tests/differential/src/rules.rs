@@ -69,6 +69,8 @@ const REMOVE: u32 = 12;
 const RMDIR: u32 = 13;
 const RENAME: u32 = 14;
 const LINK: u32 = 15;
+const READDIR: u32 = 16;
+const READDIRPLUS: u32 = 17;
 const COMMIT: u32 = 21;
 
 const PERM: u32 = 1;
@@ -81,6 +83,7 @@ const ISDIR: u32 = 21;
 const INVAL: u32 = 22;
 const FBIG: u32 = 27;
 const NAMETOOLONG: u32 = 63;
+const NOTEMPTY: u32 = 66;
 const STALE: u32 = 70;
 const SERVERFAULT: u32 = 10_006;
 const BADTYPE: u32 = 10_007;
@@ -92,6 +95,9 @@ const TWO_ERRORS: &[(u32, [u32; 2])] = &[
     (SETATTR, [ACCES, PERM]),
     (CREATE, [ACCES, PERM]),
     (CREATE, [EXIST, PERM]),
+    (CREATE, [EXIST, ACCES]),
+    (CREATE, [ISDIR, ACCES]),
+    (CREATE, [ISDIR, PERM]),
     (CREATE, [EXIST, NXIO]),
     (CREATE, [EXIST, NAMETOOLONG]),
     (LINK, [EXIST, ACCES]),
@@ -109,6 +115,10 @@ const TWO_ERRORS: &[(u32, [u32; 2])] = &[
     (READ, [INVAL, ACCES]),
     (COMMIT, [INVAL, SERVERFAULT]),
     (RENAME, [ACCES, INVAL]),
+    (RENAME, [ACCES, NOTEMPTY]),
+    (RENAME, [ACCES, PERM]),
+    (RENAME, [ISDIR, NOTEMPTY]),
+    (RENAME, [NOTDIR, STALE]),
     (RENAME, [ACCES, NOENT]),
 ];
 
@@ -137,7 +147,8 @@ pub const RULES: &[Rule] = &[
     Rule {
         id: "verifier-in-times",
         explains: |d| {
-            let again = d.is(&[CREATE]) && d.text.contains("how=2") && d.status(0, EXIST);
+            let again = d.is(&[CREATE]) && d.text.contains("how=2");
+            let again = again && (d.status(0, EXIST) || d.status(0, ACCES));
             again
                 || (d.item.ends_with("time") || d.item.ends_with(".times"))
                     && VERIFIER_TIMES.iter().any(|t| d.reference.contains(t))
@@ -240,7 +251,14 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         id: "create-of-what-exists",
-        explains: |d| d.is(&[CREATE]) && d.status(0, ACCES) && d.text.contains("how=0"),
+        explains: |d| {
+            let differ = d.status(0, ACCES) || d.status(EXIST, 0);
+            d.is(&[CREATE]) && d.text.contains("how=0") && differ
+        },
+    },
+    Rule {
+        id: "listing-refused",
+        explains: |d| d.is(&[READDIR, READDIRPLUS]) && d.status(0, INVAL),
     },
     Rule {
         id: "mode-of-a-new-directory",
@@ -255,4 +273,21 @@ pub const RULES: &[Rule] = &[
 /// The rule that explains a difference.
 pub fn explanation(d: &Difference) -> Option<&'static Rule> {
     RULES.iter().find(|r| (r.explains)(d))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_is_in_the_table_for_people_and_the_other_way_round() {
+        let doc = include_str!("../../../docs/nfs-differential.md");
+        let (_, table) = doc.split_once("## The rules").unwrap_or_default();
+        let rows = table.lines().filter_map(|l| l.strip_prefix("| `"));
+        let mut told: Vec<&str> = rows.filter_map(|l| l.split('`').next()).collect();
+        let mut known: Vec<&str> = RULES.iter().map(|r| r.id).collect();
+        told.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(told, known);
+    }
 }

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A real Linux kernel's NFS client against our server, in a network namespace of its own (root).
-# Usage: nfs.sh TRIVET [CASE...]; TRIVET is the program, cases are files verify locks fight restart
-# rpcbind fsx pjdfstest (these by default), and deaf pjdfstest-nolock cthon nfstest (long, or from
+# Usage: nfs.sh TRIVET [CASE...]; TRIVET is the program, cases are files verify proxmox locks fight
+# restart rpcbind fsx pjdfstest (these by default), and deaf pjdfstest-nolock cthon nfstest (long, or from
 # a checkout). The server is `trivet up`: three replicas, the file system, NFS.
 # SEED=n repeats what verify and fsx did; STEPS, OPS and SEEDS say how much.
 set -u
@@ -39,12 +39,13 @@ result() {
   if [ "$2" = 0 ]; then echo "vm $1: ok, $((SECONDS - since)) s"
   else echo "vm $1: FAILED ($2), $((SECONDS - since)) s"; failed=1; tail -5 "$W/log"; fi
 }
-for c in ${@:-files verify locks fight restart rpcbind fsx pjdfstest}; do
+for c in ${@:-files verify proxmox locks fight restart rpcbind fsx pjdfstest}; do
   rm -rf "$W/data"; since=$SECONDS
   [ $c = rpcbind ] && { mount -t tmpfs none /run; mkdir /run/rpcbind; rpcbind -w -f & RPCBIND=$!; sleep 1; }
   start
   case $c in
   files) guest a 11 0 240 job-files.sh; result files $? ;;
+  proxmox) guest a 11 0 120 job-proxmox.sh; result proxmox $? ;;
   verify) guest a 11 0 240 job-verify.sh; result verify $? ;;
   fsx) guest a 11 0 300 job-fsx.sh "$D/fsx" "$H/fsx.toml"; result fsx $? ;;
   pjdfstest) pjd vers=3; result pjdfstest $? ;;

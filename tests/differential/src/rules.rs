@@ -232,7 +232,10 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         id: "size-of-a-new-file",
-        explains: |d| d.is(&[CREATE]) && d.text.contains(" size=") && d.item == "attr.size",
+        explains: |d| {
+            let item = d.item == "attr.size" || d.item == "attr.mtime";
+            d.is(&[CREATE]) && d.text.contains(" size=") && item
+        },
     },
     Rule {
         id: "above-the-export",

@@ -351,8 +351,9 @@ impl Run {
                 None => self.report.unexplained.push(d),
             }
         }
-        // Of a CREATE with a size that it refuses, nfs-ganesha cuts the file all the same.
-        let cut = call.procedure == 8 && statuses[1] != 0 && call.text.contains(" size=");
+        // With a size that it refuses, nfs-ganesha cuts the file, or makes the object, all the same.
+        let cut =
+            matches!(call.procedure, 8..=11) && statuses[1] != 0 && call.text.contains(" size=");
         if cut {
             why_apart = "size-of-a-new-file";
         }

@@ -46,6 +46,7 @@ for c in ${@:-files verify proxmox locks fight restart rpcbind fsx pjdfstest}; d
   case $c in
   files) guest a 11 0 240 job-files.sh; result files $? ;;
   proxmox) guest a 11 0 120 job-proxmox.sh; result proxmox $? ;;
+  cthon) "$H/cthon.sh" "$W/cthon.tar" && guest a 11 0 400 job-cthon.sh "$W/cthon.tar"; result cthon $? ;;
   verify) guest a 11 0 240 job-verify.sh; result verify $? ;;
   fsx) guest a 11 0 300 job-fsx.sh "$D/fsx" "$H/fsx.toml"; result fsx $? ;;
   pjdfstest) pjd vers=3; result pjdfstest $? ;;

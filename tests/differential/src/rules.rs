@@ -59,6 +59,7 @@ const DIRECTORY: u32 = 2;
 const SYMLINK_KIND: u32 = 5;
 const SETATTR: u32 = 2;
 const LOOKUP: u32 = 3;
+const ACCESS: u32 = 4;
 const READ: u32 = 6;
 const WRITE: u32 = 7;
 const CREATE: u32 = 8;
@@ -99,6 +100,7 @@ const TWO_ERRORS: &[(u32, [u32; 2])] = &[
     (CREATE, [ISDIR, ACCES]),
     (CREATE, [ISDIR, PERM]),
     (CREATE, [EXIST, NXIO]),
+    (CREATE, [EXIST, SERVERFAULT]),
     (CREATE, [EXIST, NAMETOOLONG]),
     (LINK, [EXIST, ACCES]),
     (REMOVE, [ACCES, ISDIR]),
@@ -260,8 +262,8 @@ pub const RULES: &[Rule] = &[
         },
     },
     Rule {
-        id: "listing-refused",
-        explains: |d| d.is(&[READDIR, READDIRPLUS]) && d.status(0, INVAL),
+        id: "refused-once",
+        explains: |d| d.is(&[ACCESS, READDIR, READDIRPLUS]) && d.status(0, INVAL),
     },
     Rule {
         id: "mode-of-a-new-directory",

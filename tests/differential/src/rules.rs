@@ -119,6 +119,7 @@ const TWO_ERRORS: &[(u32, [u32; 2])] = &[
     (RENAME, [ACCES, INVAL]),
     (RENAME, [ACCES, NOTEMPTY]),
     (RENAME, [ACCES, PERM]),
+    (RENAME, [PERM, NOTEMPTY]),
     (RENAME, [ISDIR, NOTEMPTY]),
     (RENAME, [NOTDIR, STALE]),
     (RENAME, [ACCES, NOENT]),

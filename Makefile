@@ -6,7 +6,7 @@ SIM := target/release/trivet-sim
 TAKEOVER := target/release/trivet-takeover
 
 .DEFAULT_GOAL := help
-.PHONY: help up down demo takeovers build check test test-long test-vm sim mutants bench fuzz deny clean
+.PHONY: help up down demo takeovers build check test test-long test-vm differential sim mutants bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,13 +40,21 @@ test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed f
 	$(MAKE) mutants
 	SEEDS=200 scripts/suites target/debug/trivet
 	KILLS=20 tests/work.sh target/debug/trivet
-	$(MAKE) test-vm
+	$(MAKE) test-vm CASES="files verify locks fight restart rpcbind fsx pjdfstest pjdfstest-nolock deaf" \
+	  STEPS=600 OPS=3000 SEEDS=3
+	$(MAKE) differential N=200000
 	$(MAKE) takeovers N=200
 	$(MAKE) fuzz SECONDS=600
 
-test-vm: ## A real Linux kernel's NFS client against `trivet up` (root; CASES="files locks fight restart")
+test-vm: ## A real Linux kernel's NFS client against `trivet up` (root; CASES="files locks ...")
 	$(CARGO) build --locked --bin trivet
-	tests/vm/nfs.sh target/debug/trivet $(CASES)
+	$(if $(STEPS),STEPS=$(STEPS)) $(if $(OPS),OPS=$(OPS)) $(if $(SEEDS),SEEDS=$(SEEDS)) \
+	  scripts/kernel-client target/debug/trivet $(CASES)
+
+differential: ## The same random calls to ours and to nfs-ganesha, compared (root; N=calls, SEED=n)
+	$(CARGO) build --locked --bins -p trivet -p trivet-differential
+	tests/differential/run target/debug/trivet target/debug/trivet-differential \
+	  -n $(or $(N),20000) $(if $(SEED),--seed $(SEED))
 
 sim: $(SIM) ## Simulate the volume under faults: SEEDS=2000 worlds (FROM=n replays from n on)
 	$(SIM) --seeds $(or $(SEEDS),2000) $(if $(FROM),--from $(FROM))

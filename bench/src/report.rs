@@ -17,7 +17,7 @@ pub struct Measured {
     pub cpu: Duration,
     /// Bytes that one replica's disk got per byte written, until everything was in place.
     pub bytes_written_ratio: Option<f64>,
-    /// What it is compared with, in operations per second.
+    /// What it is compared with, in operations per second; 0: with nothing.
     pub limit: f64,
 }
 
@@ -30,10 +30,10 @@ pub struct ResultRow {
     pub per_second: f64,
     /// The same in MiB/s.
     pub mib_per_second: f64,
-    /// What it is compared with, in operations per second.
-    pub limit: f64,
-    /// `per_second / limit`.
-    pub ratio: f64,
+    /// What it is compared with, in operations per second; null if with nothing.
+    pub limit: Option<f64>,
+    /// `per_second / limit`; null likewise.
+    pub ratio: Option<f64>,
     /// Latency that half of the operations did not exceed.
     pub p50_us: f64,
     /// Likewise 99 of 100.
@@ -110,12 +110,8 @@ impl ResultRow {
                     / f64::from(1 << 20)
                     / m.sample.elapsed.as_secs_f64().max(1e-9)
             }),
-            limit,
-            ratio: if limit > 0.0 {
-                rounded(per_second / limit)
-            } else {
-                0.0
-            },
+            limit: (limit > 0.0).then_some(limit),
+            ratio: (limit > 0.0).then(|| rounded(per_second / limit)),
             p50_us: us(0.5),
             p99_us: us(0.99),
             p999_us: us(0.999),
@@ -154,7 +150,10 @@ mod tests {
             "w",
             &[run(100, 5, 50.0), run(300, 9, 400.0), run(200, 1, 200.0)],
         );
-        assert_eq!((row.per_second, row.limit, row.ratio), (200.0, 200.0, 1.0));
+        assert_eq!(
+            (row.per_second, row.limit, row.ratio),
+            (200.0, Some(200.0), Some(1.0))
+        );
         assert_eq!((row.longest_gap_ms, row.cpu_us_per_op), (9.0, 10.0));
         assert_eq!(row.mib_per_second, 0.781);
         assert_eq!(row.runs, [100.0, 300.0, 200.0]);

@@ -2,17 +2,20 @@
 # Runs a shell script inside a real Linux NFS client (qemu without KVM: it works everywhere).
 # Usage: guest.sh DIR NAME IP/PREFIX TAP SERVER LOCKS SECONDS JOB [FILE...]
 # The script's output is this command's, its status too; 124 after SECONDS, 126 if the guest died.
-# DIR was made by prepare.sh, TAP exists. FILEs are found in /job in the guest.
+# DIR was made by prepare.sh, TAP exists. FILEs are found in /job in the guest, which is in PATH.
+# Of this environment the guest gets SEED, SEEDS, STEPS, OPS, and what VARS says (lines NAME=VALUE).
 set -u
 D=$1 NAME=$2 IP=$3 TAP=$4 SERVER=$5 LOCKS=$6 SECS=$7 JOB=$8; shift 8
 T=$(mktemp -d); trap 'rm -rf "$T"' EXIT; mkdir -p "$T/x/job"
 cp "$JOB" "$T/x/job/job.sh"; for f in "$@"; do cp "$f" "$T/x/job/"; done
 printf 'NAME=%s\nIP=%s\nSERVER=%s\nLOCKS=%s\n' "$NAME" "$IP" "$SERVER" "$LOCKS" > "$T/x/job/env"
+for v in SEED SEEDS STEPS OPS; do [ -z "${!v:-}" ] || echo "export $v=${!v}"; done >> "$T/x/job/env"
+[ -z "${VARS:-}" ] || sed 's/^/export /' <<< "$VARS" >> "$T/x/job/env"
 (cd "$T/x" && find . | cpio -o -H newc --quiet) > "$T/job.cpio"
 # The kernel takes archives one after another if each starts on a 4-byte boundary.
 cat "$D/base.cpio" "$T/job.cpio" > "$T/initrd"; : > "$T/status"
 mac=52:54:00:$(printf '%s' "$NAME" | cksum | awk '{printf "%02x:%02x:%02x", $1%256, int($1/256)%256, int($1/65536)%256}')
-timeout "$SECS" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -smp 1 -m 384 -nodefaults -no-user-config \
+timeout "$SECS" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -smp 1 -m "${MEMORY:-384}" -nodefaults -no-user-config \
   -display none -no-reboot -kernel "$D/kernel" -initrd "$T/initrd" \
   -append "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable random.trust_cpu=on" -serial "file:$T/console" \
   -netdev "tap,id=n0,ifname=$TAP,script=no,downscript=no" -device "virtio-net-pci,netdev=n0,mac=$mac,romfile=" \

@@ -1,7 +1,9 @@
 #!/bin/bash
 # A real Linux kernel's NFS client against our server, in a network namespace of its own (root).
-# Usage: nfs.sh TRIVET [CASE...]; TRIVET is the program, cases are files locks fight restart
-# rpcbind (all by default). The server is `trivet up`: three replicas, the file system, NFS.
+# Usage: nfs.sh TRIVET [CASE...]; TRIVET is the program, cases are files verify proxmox locks fight
+# restart rpcbind fsx pjdfstest (these by default), and deaf pjdfstest-nolock cthon nfstest (long, or from
+# a checkout). The server is `trivet up`: three replicas, the file system, NFS.
+# SEED=n repeats what verify and fsx did; STEPS, OPS and SEEDS say how much.
 set -u
 H=$(cd "$(dirname "$0")" && pwd); D=${TRIVET_VM:-$H/../../target/vm}
 if [ "${INSIDE:-}" != 1 ]; then
@@ -21,21 +23,37 @@ trap 'stop; rm -rf "$W"' EXIT
 ip link set lo up; ip link add br0 type bridge; ip link set br0 up; ip addr add $N.1/24 dev br0
 for t in tap0 tap1; do ip tuntap add $t mode tap; ip link set $t master br0 up; done
 failed=0
-guest() { "$H/guest.sh" "$D" "$1" "$N.$2/24" "tap$3" $N.1 1 "$4" "$H/$5"; }
+guest() { # name, last byte of its address, tap, seconds, job, files of the job...
+  local name=$1 byte=$2 tap=$3 secs=$4 job=$5; shift 5
+  "$H/guest.sh" "$D" "$name" "$N.$byte/24" "tap$tap" $N.1 1 "$secs" "$H/$job" "$@"
+}
+pjd() {
+  VARS=OPTIONS=$1 guest a 11 0 "${PJD_SECONDS:-300}" job-pjdfstest.sh "$D/pjdfstest" \
+    "$H/../../fs/tests/suites/pjdfstest.toml" "$H/pjdfstest-known"
+}
 registered() {
   [ "$(rpcinfo -p "$1" 2>/dev/null | awk '$4 == 2049 {print $1 "v" $2 $3}' | sort | tr '\n' ' ')" = \
     "100003v3tcp 100005v1tcp 100005v1udp 100005v2tcp 100005v2udp 100005v3tcp 100005v3udp 100021v4tcp 100021v4udp 100024v1tcp 100024v1udp " ]
 }
-result() { if [ "$2" = 0 ]; then echo "vm $1: ok"; else echo "vm $1: FAILED ($2)"; failed=1; tail -5 "$W/log"; fi; }
-for c in ${@:-files locks fight restart rpcbind}; do
-  rm -rf "$W/data"
+result() {
+  if [ "$2" = 0 ]; then echo "vm $1: ok, $((SECONDS - since)) s"
+  else echo "vm $1: FAILED ($2), $((SECONDS - since)) s"; failed=1; tail -5 "$W/log"; fi
+}
+for c in ${@:-files verify proxmox locks fight restart rpcbind fsx pjdfstest}; do
+  rm -rf "$W/data"; since=$SECONDS
   [ $c = rpcbind ] && { mount -t tmpfs none /run; mkdir /run/rpcbind; rpcbind -w -f & RPCBIND=$!; sleep 1; }
   start
   case $c in
   files) guest a 11 0 240 job-files.sh; result files $? ;;
+  proxmox) guest a 11 0 120 job-proxmox.sh; result proxmox $? ;;
+  cthon) "$H/cthon.sh" "$W/cthon.tar" && guest a 11 0 400 job-cthon.sh "$W/cthon.tar"; result cthon $? ;;
+  verify) guest a 11 0 240 job-verify.sh; result verify $? ;;
+  fsx) guest a 11 0 300 job-fsx.sh "$D/fsx" "$H/fsx.toml"; result fsx $? ;;
+  pjdfstest) pjd vers=3; result pjdfstest $? ;;
+  pjdfstest-nolock) pjd vers=3,nolock,nconnect=4; result pjdfstest-nolock $? ;;
   locks) guest a 11 0 90 job-locks.sh; result locks $? ;;
-  fight) guest a 11 0 120 job-fight.sh & one=$!; guest b 12 1 120 job-fight.sh; two=$?
-         wait $one; one=$?; result fight $((one + two)) ;;
+  fight | deaf) guest a 11 0 180 job-$c.sh & one=$!; guest b 12 1 180 job-$c.sh; two=$?
+         wait $one; one=$?; result $c $((one + two)) ;;
   restart) guest a 11 0 240 job-restart.sh & one=$!
          for round in 1 2; do sleep 9; crash; sleep 2; start; done
          wait $one; result restart $? ;;

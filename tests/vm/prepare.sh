@@ -16,7 +16,7 @@ if [ ${#need[@]} -gt 0 ]; then
   P=/usr/sbin/policy-rc.d; [ -e $P ] || { printf '#!/bin/sh\nexit 101\n' > $P; chmod +x $P; trap 'rm -f $P' EXIT; }
   apt-get -qq update; apt-get -qq install -y --no-install-recommends "${need[@]}" >/dev/null
 fi
-mkdir -p "$D"; cd "$D"
+mkdir -p "$D"; cd "$D"; LIBS=/lib/x86_64-linux-gnu
 kernel() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image/{print $2; exit}'; }
 img=$(kernel); [ -n "$img" ] || { apt-get -qq update; img=$(kernel); }
 [ -n "$img" ] || { echo "no package linux-image-cloud-amd64 here: this test takes Debian's kernel" >&2; exit 1; }
@@ -26,19 +26,25 @@ if [ ! -e "kernel-$K" ]; then
   /sbin/depmod -b deb/tree "$K" 2>/dev/null || true
 fi
 R=$(mktemp -d)
-if [ ! -e base.cpio ] || [ "$H/guest-init" -nt base.cpio ] || [ "$H/lock.c" -nt base.cpio ]; then
+# The suites, if scripts/tools has installed them: a guest gets them as files of its job.
+for t in pjdfstest fsx; do
+  built=$H/../../target/tools/bin/$t
+  [ ! -e "$built" ] || [ "$t" -nt "$built" ] || strip -o "$t" "$built"
+done
+newer() { local f; for f in "$@"; do [ "$f" -nt base.cpio ] && return; done; return 1; }
+if [ ! -e base.cpio ] || newer "$H"/{guest-init,lock.c,verify.c,prepare.sh}; then
   mkdir -p "$R"/{bin,sbin,etc,proc,sys,dev,run/rpcbind,tmp,mnt,root,usr/bin,usr/sbin,lib/x86_64-linux-gnu,lib64} \
     "$R"/var/lib/nfs/{sm,sm.bak,rpc_pipefs} "$R"/lib/modules "$R"/run/sendsigs.omit.d
   cp /bin/busybox "$R/bin/"; for a in $(/bin/busybox --list); do [ -e "$R/bin/$a" ] || ln -s busybox "$R/bin/$a"; done
-  gcc -static -O2 -o "$R/bin/lock" "$H/lock.c"
+  for c in lock verify; do gcc -static -O2 -o "$R/bin/$c" "$H/$c.c"; done
   for b in /usr/sbin/mount.nfs /usr/sbin/rpc.statd /sbin/rpcbind /usr/sbin/sm-notify /usr/sbin/showmount; do
     cp "$b" "$R/sbin/"; ldd "$b" | awk '/=> \//{print $3}'
-  done | sort -u | while read -r l; do cp -L "$l" "$R/lib/x86_64-linux-gnu/"; done
+  done | { cat; echo "$LIBS"/lib{gcc_s.so.1,m.so.6,acl.so.1,attr.so.1}; } | tr ' ' '\n' | sort -u | while read -r l; do cp -L "$l" "$R/lib/x86_64-linux-gnu/"; done
   cp -L /lib64/ld-linux-x86-64.so.2 "$R/lib64/"; cp -L /lib/x86_64-linux-gnu/libnss_files* "$R/lib/x86_64-linux-gnu/" 2>/dev/null || true
   ln -sf mount.nfs "$R/sbin/umount.nfs"; rm -f "$R/bin/mount.nfs"
   cp /etc/netconfig /etc/services /etc/protocols "$R/etc/"; cp /etc/rpc "$R/etc/" 2>/dev/null || true
-  printf 'root:x:0:0::/root:/bin/sh\n_rpc:x:101:65534::/run/rpcbind:/bin/false\nstatd:x:102:65534::/var/lib/nfs:/bin/false\nnobody:x:65534:65534::/:/bin/false\n' > "$R/etc/passwd"
-  printf 'root:x:0:\nnogroup:x:65534:\n' > "$R/etc/group"
+  printf 'root:x:0:0::/root:/bin/sh\n_rpc:x:101:65534::/run/rpcbind:/bin/false\nstatd:x:102:65534::/var/lib/nfs:/bin/false\ndaemon:x:1:1::/:/bin/false\nnobody:x:65534:65534::/:/bin/false\n' > "$R/etc/passwd"
+  printf 'root:x:0:\ndaemon:x:1:\nnogroup:x:65534:\n' > "$R/etc/group"
   printf 'passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\nrpc: files\n' > "$R/etc/nsswitch.conf"
   printf '127.0.0.1 localhost\n' > "$R/etc/hosts"
   for m in virtio_pci virtio_net virtio_console nfsv3 nfs lockd sunrpc virtio_rng; do

@@ -65,27 +65,35 @@ impl Core {
     ) -> FsResult<Renamed> {
         let from_dir = self.dir_of(from.dir)?;
         let to_dir = self.dir_of(to.dir)?;
-        for (side, dir) in [(from, &from_dir), (to, &to_dir)] {
-            self.check_dir_write(creds, side.dir.ino, dir)?;
+        let sides = [(from, &from_dir), (to, &to_dir)];
+        for (side, dir) in sides {
+            self.check(creds, side.dir.ino, dir, Access::EXEC)?;
+        }
+        let source = self.find(from.dir.ino, from.name)?;
+        let target = self.find(to.dir.ino, to.name)?;
+        // Two names of one object: nothing to do, says POSIX, so whoever may look may ask for it.
+        let same = source.is_some_and(|s| target.is_some_and(|t| t.id == s.id));
+        let idle = same && how == RenameHow::Replace;
+        if !idle {
+            for (side, dir) in sides {
+                self.check_dir_write(creds, side.dir.ino, dir)?;
+            }
         }
         if to_dir.nlink == 0 {
             return Err(FsError::NotFound);
         }
-        let source = self
-            .find(from.dir.ino, from.name)?
-            .ok_or(FsError::NotFound)?;
-        let target = self.find(to.dir.ino, to.name)?;
+        let source = source.ok_or(FsError::NotFound)?;
         let before = (from_dir.attr(from.dir.ino), to_dir.attr(to.dir.ino));
         let moved = self.inode_of(source.id)?;
-        self.may_move(creds, (from, to), &from_dir, source.id, &moved)?;
+        if !idle {
+            self.may_move(creds, (from, to), &from_dir, source.id, &moved)?;
+        }
         if how == RenameHow::NoReplace && target.is_some() {
             return Err(FsError::Exists);
         }
         if how == RenameHow::Exchange && target.is_none() {
             return Err(FsError::NotFound);
         }
-        // Two names of one object: nothing to do, says POSIX.
-        let same = target.is_some_and(|t| t.id == source.id);
         let (moved, replaced) = match (same, how, target) {
             (true, ..) => (moved, None),
             (_, RenameHow::Exchange, Some(t)) => {

@@ -80,6 +80,7 @@ impl Fs {
     ) -> FsResult<Done<Removed>> {
         check_name(name)?;
         match name {
+            b"." | b".." if !want_dir => return Err(FsError::IsDir),
             b"." => return Err(FsError::Invalid("\".\" cannot be removed")),
             b".." => return Err(FsError::NotEmpty),
             _ => {}

@@ -10,7 +10,7 @@ use trivet_fs::{
     SetAttr,
 };
 
-use super::look::READ_ONLY;
+use super::look::{NO_NAME, READ_ONLY};
 use super::types::{Status, get_set_attr, get_time, kind_number, put_post, put_wcc, put_wcc_after};
 use super::{Caller, DOOR, Nfs3};
 use crate::replay::Once;
@@ -94,7 +94,10 @@ impl Nfs3 {
     fn place(&self, call: &Call, d: &mut Dec) -> XdrResult<Result<Place, Status>> {
         let dir = self.writer(call, d)?;
         let name = d.payload(u32::MAX)?;
-        Ok(dir.map(|dir| Place { dir, name }))
+        Ok(match name.is_empty() {
+            true => dir.and(Err(NO_NAME)),
+            false => dir.map(|dir| Place { dir, name }),
+        })
     }
 
     fn writer(&self, call: &Call, d: &mut Dec) -> XdrResult<Result<Caller, Status>> {

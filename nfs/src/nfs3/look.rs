@@ -59,6 +59,10 @@ impl Nfs3 {
         }();
         call.with_args(args, |call, (who, name)| {
             let who = match who {
+                Ok(_) if name.is_empty() => Err(NO_NAME),
+                other => other,
+            };
+            let who = match who {
                 Ok(who) => who,
                 Err(status) => return self.fail(call, status, |e| put_post(e, 0, None)),
             };
@@ -212,3 +216,6 @@ fn granted(has: Access, attr: &Attr, read_only: bool) -> u32 {
 
 /// What a read-only export answers to every change.
 pub(super) const READ_ONLY: Status = Status::RoFs;
+
+/// What the empty name is, at every procedure that takes one (RFC 1813, 3.2, 1).
+pub(super) const NO_NAME: Status = Status::Acces;

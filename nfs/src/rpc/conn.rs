@@ -98,6 +98,10 @@ pub struct Conn {
     /// Its address is one that no export lists.
     pub(crate) stranger: bool,
     closed: AtomicBool,
+    /// Bytes of messages of which more is to come, as counted in the pool's sum.
+    pub(crate) unfinished: AtomicUsize,
+    /// Milliseconds since the server's start when they began to come.
+    pub(crate) unfinished_since: AtomicU64,
     /// Milliseconds since the server's start at the last message.
     pub(crate) last_call_ms: AtomicU64,
 }
@@ -123,6 +127,8 @@ impl Conn {
             stalled: AtomicBool::new(false),
             stranger,
             closed: AtomicBool::new(false),
+            unfinished: AtomicUsize::new(0),
+            unfinished_since: AtomicU64::new(0),
             last_call_ms: AtomicU64::new(0),
         })
     }

@@ -54,7 +54,7 @@ pub struct PoolLimits {
     pub stranger_record: usize,
     /// Bytes of calls and replies in flight per connection; above it no more is received.
     pub connection_bytes: usize,
-    /// The same over all connections.
+    /// The same over all connections. As much again is for messages of which the end has not come.
     pub total_bytes: usize,
 }
 
@@ -83,6 +83,8 @@ pub struct PoolCounters {
     pub refused: AtomicU64,
     /// Connections ended because of what the client sent.
     pub ended_bad: AtomicU64,
+    /// Connections ended because unfinished messages took too much memory, theirs the longest.
+    pub ended_slow: AtomicU64,
     /// Turns taken from a call that waited.
     pub turns_taken: AtomicU64,
     /// Times that a connection was not received from because too much was in flight.
@@ -121,6 +123,8 @@ pub(crate) struct Shared {
     stalled: Mutex<Vec<Arc<Conn>>>,
     stalled_count: AtomicUsize,
     total_bytes: AtomicUsize,
+    /// Bytes of messages of which the end has not come.
+    unfinished: AtomicUsize,
     slots: Vec<Slot>,
     next_conn: AtomicU64,
     stop: AtomicBool,
@@ -179,6 +183,42 @@ impl Shared {
     fn has_room(&self, conn: &Conn, part: usize) -> bool {
         conn.in_flight.load(Ordering::Acquire) < self.limits.connection_bytes / part
             && self.total_bytes.load(Ordering::Acquire) < self.limits.total_bytes
+    }
+
+    /// Counts what a connection has sent of a message without its end; `began` if that is a new
+    /// message. While all of them hold too much, the one that has kept its own longest is ended:
+    /// slow, or hostile, and a client connects again and repeats its call.
+    fn count_unfinished(&self, conn: &Arc<Conn>, began: bool) {
+        let held = lock(&conn.input).held();
+        let old = conn.unfinished.swap(held, Ordering::AcqRel);
+        self.unfinished.fetch_add(held, Ordering::AcqRel);
+        self.unfinished.fetch_sub(old, Ordering::AcqRel);
+        if began || old == 0 {
+            conn.unfinished_since
+                .store(self.now_ms(), Ordering::Release);
+        }
+        if conn.is_closed() {
+            self.forget_unfinished(conn);
+        }
+        while self.unfinished.load(Ordering::Acquire) > self.limits.total_bytes {
+            let conns = self.conns.read().unwrap_or_else(|e| e.into_inner());
+            let holds = |c: &&Arc<Conn>| {
+                c.unfinished.load(Ordering::Acquire) > 0 && !c.stalled.load(Ordering::Acquire)
+            };
+            let since = |c: &&Arc<Conn>| (c.unfinished_since.load(Ordering::Acquire), c.id.0);
+            let slowest = conns.values().filter(holds).min_by_key(since).cloned();
+            drop(conns);
+            let Some(slowest) = slowest else { return };
+            self.counters.ended_slow.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(peer = %slowest.peer, "too many unfinished messages; the slowest ends");
+            self.end(&slowest);
+            self.forget_unfinished(&slowest);
+        }
+    }
+
+    fn forget_unfinished(&self, conn: &Conn) {
+        let old = conn.unfinished.swap(0, Ordering::AcqRel);
+        self.unfinished.fetch_sub(old, Ordering::AcqRel);
     }
 
     fn stall(&self, conn: &Arc<Conn>) {
@@ -251,6 +291,7 @@ impl Shared {
         if !conn.close() {
             return;
         }
+        self.forget_unfinished(conn);
         // Both fail only if the socket was never added.
         let _ = epoll::delete(&self.epoll, &conn.socket);
         let _ = epoll::delete(&self.writers, &conn.socket);
@@ -339,6 +380,7 @@ impl Shared {
                 Ok(Progress::Starved) => {
                     SERVING.set(u64::MAX);
                     self.send(conn);
+                    self.count_unfinished(conn, call > 0);
                     // To ask for a flush may wait too: if it does, another thread goes on here.
                     state.store((call + 1) << 1, Ordering::Release);
                     messages.turn_ended();
@@ -548,6 +590,7 @@ impl Pool {
             stalled: Mutex::default(),
             stalled_count: AtomicUsize::new(0),
             total_bytes: AtomicUsize::new(0),
+            unfinished: AtomicUsize::new(0),
             slots: (0..threads).map(|_| Slot::default()).collect(),
             next_conn: AtomicU64::new(1),
             stop: AtomicBool::new(false),

@@ -84,6 +84,11 @@ impl Assembler {
         !self.part.is_empty() || !self.whole.is_empty() || self.fragment_count > 0
     }
 
+    /// Bytes received of messages that have not been handed out.
+    pub fn held(&self) -> usize {
+        self.part.len() + self.whole.len() + self.fragments.len()
+    }
+
     /// Bytes of memory reserved for a message of which part has been received.
     pub fn reserved(&self) -> usize {
         self.part.capacity() + self.fragments.capacity()

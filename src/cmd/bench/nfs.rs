@@ -1,14 +1,22 @@
-//! `trivet bench nfs URL`: load on any NFSv3 server.
+//! `trivet bench nfs URL`: load on any NFSv3 server, and beside it, taking turns, on what it is
+//! compared with: a volume of three replicas, or another server.
 
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
-use trivet_bench::meter;
-use trivet_bench::nfs::{NfsLoad, NfsWorkload};
+use trivet_bench::load::{self, Load, Order};
+use trivet_bench::nfs::{Kind, NfsLoad, NfsWorkload};
 use trivet_bench::report::{Measured, Setup};
+use trivet_bench::{BenchError, Subject, limit, meter};
 use trivet_bench::{Report, ResultRow};
 use trivet_nfs::client::nfs::Url;
+use trivet_protocol::BLOCK_BYTES;
+use trivet_replica::volume::{Batch, Block};
 
+use super::subject::InProcess;
+use super::{Scratch, cluster_failed};
 use crate::error::CliError;
 use crate::output::{self, Format};
 
@@ -17,6 +25,13 @@ use crate::output::{self, Format};
 pub struct NfsArgs {
     /// nfs://ADDRESS[:PORT]/EXPORT[?nfsport=N&mountport=N]
     url: Url,
+    /// Compare with a volume of three replicas in this directory, which must not exist and is
+    /// removed at the end; best on the disk that the server uses
+    #[arg(long, value_name = "DIR", conflicts_with = "beside")]
+    volume: Option<PathBuf>,
+    /// Compare with another server
+    #[arg(long, value_name = "URL")]
+    beside: Option<Url>,
     /// Runs, of which medians are shown
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=101))]
     runs: u32,
@@ -41,13 +56,129 @@ pub struct NfsArgs {
     seed: Option<u64>,
 }
 
+/// What is compared with.
+enum Beside {
+    Nothing,
+    /// A volume, filled, of which the second half is for streams.
+    Volume {
+        volume: InProcess,
+        blocks: u64,
+        _dir: Scratch,
+    },
+    Server(NfsLoad),
+}
+
+impl Beside {
+    fn start(args: &NfsArgs, load: &NfsLoad) -> Result<Beside, CliError> {
+        if let Some(url) = &args.beside {
+            return Ok(Beside::Server(NfsLoad {
+                url: url.clone(),
+                ..load.clone()
+            }));
+        }
+        let Some(path) = &args.volume else {
+            return Ok(Beside::Nothing);
+        };
+        let blocks = load.file_bytes / BLOCK_BYTES as u64;
+        let dir = Scratch::claim(path)?;
+        let volume = InProcess::start(&dir.path, 2 * blocks).map_err(|e| cluster_failed(&e))?;
+        let never = AtomicBool::new(false);
+        load::fill(volume.volume(), 0..blocks, load.seed, &never).map_err(|e| super::failed(&e))?;
+        Ok(Beside::Volume {
+            volume,
+            blocks,
+            _dir: dir,
+        })
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Beside::Nothing => String::new(),
+            Beside::Volume { volume, .. } => format!("; the limit is {}", volume.describe()),
+            Beside::Server(s) => {
+                format!(
+                    "; the limit is the server at {}, export {}",
+                    s.url.host, s.url.path
+                )
+            }
+        }
+    }
+
+    /// Operations per second of the same load; 0: there is nothing to compare with.
+    fn per_second(&self, with: &NfsLoad, w: &NfsWorkload) -> Result<f64, BenchError> {
+        match self {
+            Beside::Nothing => Ok(0.0),
+            Beside::Server(load) => load.run(w).map(|s| s.per_second()),
+            Beside::Volume { volume, blocks, .. } => on_volume(volume, *blocks, with, w),
+        }
+    }
+
+    fn close(self) -> Result<(), CliError> {
+        match self {
+            Beside::Volume { volume, .. } => volume.close().map_err(|e| cluster_failed(&e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The load that a volume has from the same calls. Attributes are none of its business: one in
+/// flight is compared with a bare ping-pong over TCP, more with nothing.
+fn on_volume(
+    subject: &InProcess,
+    blocks: u64,
+    with: &NfsLoad,
+    w: &NfsWorkload,
+) -> Result<f64, BenchError> {
+    let never = AtomicBool::new(false);
+    let volume = subject.volume();
+    let small = |kind, depth| Load {
+        kind,
+        order: Order::Random,
+        area: 0..blocks,
+        blocks: 1,
+        depth,
+        time: with.time,
+        at_least: 0,
+        at_most: u64::MAX,
+        seed: with.seed,
+    };
+    let load = match w.kind {
+        Kind::GetAttr if w.depth == 1 => return limit::ping_pong(with.time),
+        Kind::GetAttr => return Ok(0.0),
+        Kind::WriteSync => small(load::Kind::DurableWrite, w.depth),
+        Kind::Read => small(load::Kind::Read, w.depth),
+        // A volatile write completes within the call: more at once are more callers.
+        Kind::WriteUnstable => {
+            let load = small(load::Kind::Write, 1);
+            return load::run_threads(volume, &load, w.depth, &never).map(|s| s.per_second());
+        }
+        Kind::Stream => {
+            volume.submit(Batch::discard(Block(blocks), blocks))?;
+            volume.flush_all()?;
+            Load {
+                order: Order::Sequential,
+                area: blocks..2 * blocks,
+                blocks: (1 << 20) / BLOCK_BYTES as u32,
+                ..small(load::Kind::Write, 1)
+            }
+        }
+        Kind::StreamRead => Load {
+            order: Order::Sequential,
+            blocks: (1 << 20) / BLOCK_BYTES as u32,
+            ..small(load::Kind::Read, w.depth)
+        },
+    };
+    subject.settle()?;
+    load::run(volume, &load, &never).map(|s| s.per_second())
+}
+
 /// Measures.
 ///
 /// # Errors
 /// The server cannot be reached, or answered with an error.
 pub fn run(args: NfsArgs, format: Format) -> Result<(), CliError> {
     let load = NfsLoad {
-        url: args.url,
+        url: args.url.clone(),
         reserved: args.reserved,
         file_bytes: args.file << 20,
         time: Duration::from_secs(args.seconds),
@@ -60,12 +191,18 @@ pub fn run(args: NfsArgs, format: Format) -> Result<(), CliError> {
         return Err(CliError::failed(what).hint(format!("there are {}", known.join(", "))));
     }
     let chosen = |w: &&NfsWorkload| args.only.is_empty() || args.only.contains(&w.name);
+    let beside = Beside::start(&args, &load)?;
     let mut results = Vec::new();
     for w in all.iter().filter(chosen) {
         let mut runs = Vec::new();
-        for _ in 0..args.runs {
-            tracing::info!("{}", w.name);
-            runs.push(measure(&load, w, &args.pid).map_err(|e| super::failed(&e))?);
+        for run in 0..args.runs {
+            tracing::info!(run, "{}", w.name);
+            // Who goes first changes from run to run.
+            let limit = || beside.per_second(&load, w).map_err(|e| super::failed(&e));
+            let first = (run % 2 == 1).then(limit).transpose()?;
+            let mut measured = measure(&load, w, &args.pid).map_err(|e| super::failed(&e))?;
+            measured.limit = first.map_or_else(limit, Ok)?;
+            runs.push(measured);
         }
         results.push(ResultRow::of(&w.name, &runs));
     }
@@ -73,8 +210,10 @@ pub fn run(args: NfsArgs, format: Format) -> Result<(), CliError> {
         results,
         setup: Setup {
             subject: format!(
-                "NFSv3 server at {}, export {}",
-                load.url.host, load.url.path
+                "NFSv3 server at {}, export {}{}",
+                load.url.host,
+                load.url.path,
+                beside.describe()
             ),
             runs: args.runs,
             seconds: load.time.as_secs_f64(),
@@ -84,6 +223,7 @@ pub fn run(args: NfsArgs, format: Format) -> Result<(), CliError> {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         },
     };
+    beside.close()?;
     output::print(format, &report, super::table)
 }
 

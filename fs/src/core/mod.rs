@@ -13,6 +13,7 @@
 mod alloc;
 mod cache;
 mod engine;
+mod group;
 mod runs;
 mod txn;
 mod unseal;

@@ -55,7 +55,7 @@ stressors=(access chdir chmod chown copy-file dentry dir dirdeep dirmany falloca
   utime xattr mmap)
 mkdir "$mnt/stress"
 for s in "${stressors[@]}"; do
-  more=()
+  more=() since=$SECONDS
   case $s in
     hdd) more=(--hdd-bytes 64m) ;;
     fallocate) more=(--fallocate-bytes 64m) ;;
@@ -68,10 +68,10 @@ for s in "${stressors[@]}"; do
     mmap) more=(--mmap-bytes 32m --mmap-file) ;;
     dentry) more=(--dentries 512) ;;
     dirdeep) more=(--dirdeep-inodes 2000) ;;
-    dirmany) more=(--dirmany-filesize 1k) ;;
   esac
   timeout 120 stress-ng --temp-path "$mnt/stress" "--$s" 2 "${more[@]}" --timeout "$each" --verify \
     >"$work/stressor" 2>&1 || { say "stress-ng --$s"; cat "$work/stressor"; exit 1; }
+  [ $((SECONDS - since)) -lt $((each + 10)) ] || say "$s took $((SECONDS - since)) s"
 done
 say "${#stressors[@]} stressors of stress-ng, $each s each"
 left=$(find "$mnt/stress" -mindepth 1 | wc -l)

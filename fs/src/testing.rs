@@ -73,9 +73,8 @@ impl Volume for HeldVolume {
         }
     }
     fn flush_then(&self, upto: Ticket, done: FlushDone) {
-        match &mut *self.flushes.lock().unwrap() {
-            Some(waiting) => return waiting.push((upto, done)),
-            None => {}
+        if let Some(waiting) = &mut *self.flushes.lock().unwrap() {
+            return waiting.push((upto, done));
         }
         self.inner.flush_then(upto, done);
     }

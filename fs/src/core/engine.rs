@@ -32,11 +32,11 @@ use crate::format::superblock::Superblock;
 use crate::ops::Fs;
 
 /// Pages that one operation may change, beside what it announces.
-const META_ROOM: usize = 96;
+pub(crate) const META_ROOM: usize = 96;
 /// A transaction with this many blocks of data is sealed by whoever made it so large.
-const SEAL_BLOCKS: usize = 192;
+pub(crate) const SEAL_BLOCKS: usize = 192;
 /// Bytes of data that a transaction takes in before it is sealed, overwritten ones counted.
-const SEAL_TAKEN: usize = 4 << 20;
+pub(crate) const SEAL_TAKEN: usize = 4 << 20;
 
 struct PageBytes(Arc<Page>);
 

@@ -40,7 +40,7 @@ until_said() {
 
 # --- the guest: an initramfs that checks the disk and goes on with what is on it -----------------
 R=$W/initramfs; disk=$W/root
-mkdir -p "$R"/{bin,sbin,dev,proc,sys,root,lib/modules,lib/x86_64-linux-gnu,lib64} "$disk"/{bin,dev,proc,sys,data}
+mkdir -p "$R"/{bin,sbin,dev,proc,sys,disk,lib/modules,lib/x86_64-linux-gnu,lib64} "$disk"/{bin,dev,proc,sys,data}
 cp /bin/busybox "$R/bin/"; cp /bin/busybox "$disk/bin/"; ln -s busybox "$disk/bin/sh"
 for a in sh mount insmod sleep echo cat ln switch_root poweroff; do ln -s busybox "$R/bin/$a"; done
 cp "$(command -v e2fsck)" "$R/sbin/"; cp -L /lib64/ld-linux-x86-64.so.2 "$R/lib64/"
@@ -62,8 +62,8 @@ for p in /dev/vport*p1; do exec > $p 2>&1; done
 e2fsck -p /dev/vda; s=$?; [ $s -le 1 ] || { echo "bad: e2fsck says $s"; poweroff -f; }
 e2fsck -f -n /dev/vda || { echo "bad: e2fsck is not clean"; poweroff -f; }
 echo "disk is clean"
-mount -t ext4 /dev/vda /root && mount --move /dev /root/dev && mount --move /proc /root/proc
-exec switch_root /root /bin/init
+mount -t ext4 /dev/vda /disk && mount --move /dev /disk/dev && mount --move /proc /disk/proc
+exec switch_root /disk /bin/init
 INIT
 cat > "$disk/bin/init" <<'INIT'
 #!/bin/busybox sh

@@ -8,7 +8,7 @@
 //!
 //! Invariants:
 //! - An answer that claims durability follows a flush of a ticket at or above that of the batch
-//!   with the caller's mark (invariants 3 and 8). There is no other way to be answered with success.
+//!   with the caller's mark (invariants 3 and 8). There is no other way to hear of success.
 //! - Everyone who was put down is answered: there is a flush under way when he is put down, and
 //!   its end wakes the thread.
 //! - The end of a flush, which is told on a thread of the volume's, never waits for the volume: the

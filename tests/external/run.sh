@@ -16,7 +16,7 @@ trivet=$1 here=$(cd "$(dirname "$0")" && pwd)
 }
 ip link set lo up
 # Other mounts of this kind would be taken for the suite's; in this namespace they are not needed.
-findmnt -rn -o TARGET -S trivet | while read -r m; do umount -l "$m"; done
+{ findmnt -rn -o TARGET -S trivet || true; } | while read -r m; do umount -l "$m"; done
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-external.XXXXXX")
 chmod 755 "$work" # the suites change users
 mnt=$work/mnt failed=0 log=${LOG:-$work/xfs}

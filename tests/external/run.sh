@@ -70,7 +70,7 @@ if [ -n "${TRIVET_XFSTESTS:-}" ]; then
   n=60000
   for u in fsgqa fsgqa2 123456-fsgqa; do
     n=$((n + 1))
-    grep -q "^$u:" /etc/passwd || echo "$u:x:$n:$n::/tmp:/bin/bash" >>"$work/passwd"
+    grep -q "^$u:" /etc/passwd || echo "$u:*:$n:$n::/tmp:/bin/bash" >>"$work/passwd"
     grep -q "^$u:" /etc/group || echo "$u:x:$n:" >>"$work/group"
   done
   for f in passwd group; do mount --bind "$work/$f" "/etc/$f"; done

@@ -40,6 +40,8 @@ test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed f
 	$(MAKE) mutants
 	SEEDS=200 scripts/suites target/debug/trivet
 	KILLS=20 tests/work.sh target/debug/trivet
+	SECONDS_EACH=20 FIO_MB=1024 tests/stress.sh target/debug/trivet
+	$(CARGO) test --locked -p trivet --test million -- --ignored --nocapture
 	$(MAKE) test-vm CASES="files verify locks fight restart rpcbind fsx pjdfstest pjdfstest-nolock deaf" \
 	  STEPS=600 OPS=3000 SEEDS=3
 	$(MAKE) differential N=200000

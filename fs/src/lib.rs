@@ -13,6 +13,7 @@ mod error;
 mod format;
 mod fsck;
 pub mod fuse;
+pub mod limits;
 pub mod lock;
 mod ops;
 #[cfg(test)]

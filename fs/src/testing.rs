@@ -1,8 +1,8 @@
 //! What the tests of this crate share: random numbers that replay from a seed, and a volume whose
-//! lease is lost on command.
+//! lease is lost, and whose flushes are held up, on command.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use trivet_replica::volume::*;
 
@@ -12,6 +12,8 @@ use crate::{Fs, MkfsOptions, Settings, mkfs};
 pub struct HeldVolume {
     inner: PlainVolume,
     held: AtomicBool,
+    /// Flushes that wait to be let go; `None` while none is held up.
+    flushes: Mutex<Option<Vec<(Ticket, FlushDone)>>>,
 }
 
 impl HeldVolume {
@@ -22,7 +24,24 @@ impl HeldVolume {
         HeldVolume {
             inner: PlainVolume::open(&dir.path().join("volume"), id, 4096).unwrap(),
             held: AtomicBool::new(true),
+            flushes: Mutex::new(None),
         }
+    }
+
+    /// Lets the flushes that are held up come to their end, and holds up those that follow.
+    pub fn hold_flushes(&self) -> usize {
+        let waiting = self.flushes.lock().unwrap().replace(Vec::new());
+        let waiting = waiting.unwrap_or_default();
+        let count = waiting.len();
+        for (upto, done) in waiting {
+            self.inner.flush_then(upto, done);
+        }
+        count
+    }
+
+    /// How many flushes are held up.
+    pub fn flushes(&self) -> usize {
+        self.flushes.lock().unwrap().as_ref().map_or(0, Vec::len)
     }
 
     /// Loses the lease, or has it back.
@@ -48,9 +67,15 @@ impl Volume for HeldVolume {
         self.inner.read_then(block, count, done);
     }
     fn submit(&self, batch: Batch) -> Result<Ticket, VolumeError> {
-        self.inner.submit(batch)
+        match self.holds() {
+            true => self.inner.submit(batch),
+            false => Err(VolumeError::NotActive("not held".into())),
+        }
     }
     fn flush_then(&self, upto: Ticket, done: FlushDone) {
+        if let Some(waiting) = &mut *self.flushes.lock().unwrap() {
+            return waiting.push((upto, done));
+        }
         self.inner.flush_then(upto, done);
     }
     fn last_ticket(&self) -> Ticket {

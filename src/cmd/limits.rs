@@ -166,6 +166,11 @@ fn all() -> Limits {
             "lease length in a record",
         ),
     ];
+    let of_fs = trivet_fs::limits::LIMITS;
+    let of_fs = of_fs
+        .iter()
+        .map(|l| limit(l.name, l.value, l.unit, l.bounds));
+    let limits = limits.into_iter().chain(of_fs).collect();
     Limits { limits }
 }
 

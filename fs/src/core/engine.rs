@@ -15,26 +15,28 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
 
 use bytes::Bytes;
 use trivet_protocol::limits::{MAX_BATCH_BLOCKS, MAX_BATCH_OPS};
 use trivet_replica::volume::{Batch, BatchOp, Block, Receipt, Ticket, Volume, VolumeError};
 
+use super::group::{Committer, Group, Party};
 use super::txn::Txn;
 use super::{Core, PageCache, Sealed};
 use crate::api::{FlushCallback, Mark};
 use crate::error::{FsError, FsResult};
 use crate::format::page::{PAGE_BYTES, Page};
 use crate::format::superblock::Superblock;
+use crate::ops::Fs;
 
 /// Pages that one operation may change, beside what it announces.
-const META_ROOM: usize = 96;
+pub(crate) const META_ROOM: usize = 96;
 /// A transaction with this many blocks of data is sealed by whoever made it so large.
-const SEAL_BLOCKS: usize = 192;
+pub(crate) const SEAL_BLOCKS: usize = 192;
 /// Bytes of data that a transaction takes in before it is sealed, overwritten ones counted.
-const SEAL_TAKEN: usize = 4 << 20;
+pub(crate) const SEAL_TAKEN: usize = 4 << 20;
 
 struct PageBytes(Arc<Page>);
 
@@ -74,6 +76,8 @@ pub(crate) struct Engine {
     commit: Mutex<Option<(u64, Batch)>>,
     submitted: Mutex<(u64, Ticket)>,
     fate: Arc<Fate>,
+    group: Arc<Group>,
+    committer: Committer,
 }
 
 /// Reads the superblock.
@@ -86,11 +90,14 @@ pub(crate) fn read_super(volume: &dyn Volume) -> FsResult<Superblock> {
 impl Engine {
     pub fn new(volume: Arc<dyn Volume>, cache_bytes: usize, sb: Superblock) -> Engine {
         let cache = Arc::new(PageCache::new(cache_bytes));
+        let group = Arc::<Group>::default();
         Engine {
             core: RwLock::new(Core::new(volume.clone(), cache, sb)),
             commit: Mutex::new(None),
             submitted: Mutex::new((sb.txn, volume.last_ticket())),
             fate: Arc::default(),
+            committer: Committer::new(group.clone()),
+            group,
             volume,
         }
     }
@@ -214,25 +221,38 @@ impl Engine {
         }
     }
 
-    /// Calls `done` once everything up to `upto` is durable.
+    /// Calls `done` once everything up to `upto` is durable: at once, from this thread when nobody
+    /// shares a flush, or from another.
     pub fn flush_then(&self, upto: Mark, done: FlushCallback) {
         if let Err(e) = self.fate.check() {
             return done(Err(e));
         }
-        if upto.0 > self.submitted().0
-            && let Err(e) = self.commit()
-        {
-            return done(Err(e));
-        }
-        let ticket = self.submitted().1;
-        if ticket.0.0 <= self.fate.durable.load(Ordering::Acquire) {
+        let (id, ticket) = *self.submitted();
+        if upto.0 <= id && ticket.0.0 <= self.fate.durable.load(Ordering::Acquire) {
             return done(Ok(()));
         }
-        let fate = self.fate.clone();
+        if let Some(party) = self.group.enter(upto, done) {
+            self.flush_party(party);
+        }
+    }
+
+    /// One batch and one flush for all of them.
+    pub(super) fn flush_party(&self, party: Party) {
+        let open = party.upto.0 > self.submitted().0;
+        let sealed = match open {
+            true => self.commit(),
+            false => Ok(()),
+        };
+        if let Err(e) = sealed {
+            self.group.leave();
+            return party.answer(&Err(e));
+        }
+        let ticket = self.submitted().1;
+        let (fate, group) = (self.fate.clone(), self.group.clone());
         self.volume.flush_then(
             ticket,
             Box::new(move |r: Result<Receipt, VolumeError>| {
-                done(match r {
+                let result = match r {
                     Ok(receipt) => {
                         fate.durable.fetch_max(receipt.upto().0.0, Ordering::AcqRel);
                         Ok(())
@@ -240,9 +260,20 @@ impl Engine {
                     // The history is whole; a later flush may well succeed, and covers this one.
                     Err(e @ VolumeError::NotActive(_)) => Err(e.into()),
                     Err(e) => Err(fate.stop(format!("a flush failed: {e}"))),
-                })
+                };
+                // First of all, so that the next batch is on its way while these are answered.
+                group.leave();
+                party.answer(&result);
             }),
         );
+    }
+
+    /// Lets callers share flushes from now on.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start_committer(&self, fs: Weak<Fs>) -> FsResult<()> {
+        self.committer.start(fs)
     }
 
     /// The mark of the open transaction.

@@ -13,6 +13,7 @@
 mod alloc;
 mod cache;
 mod engine;
+pub(crate) mod group;
 mod runs;
 mod txn;
 mod unseal;
@@ -25,7 +26,7 @@ use trivet_replica::volume::{Block, Volume};
 
 pub(crate) use alloc::For;
 pub use cache::PageCache;
-pub(crate) use engine::{Engine, read_super};
+pub(crate) use engine::{Engine, META_ROOM, SEAL_BLOCKS, SEAL_TAKEN, read_super};
 use runs::{DataRuns, RunSet};
 use txn::{Dirty, Savepoint, Txn, Undo};
 

@@ -21,9 +21,9 @@ use crate::error::{FsError, FsResult};
 use crate::lock::{LockCall, LockFamily, LockKind, LockRange};
 
 /// Bytes of one read or write request.
-const MAX_REQUEST: u32 = 1 << 20;
+pub(crate) const MAX_REQUEST: u32 = 1 << 20;
 /// Requests that the kernel may have under way in the background.
-const MAX_BACKGROUND: u16 = 512;
+pub(crate) const MAX_BACKGROUND: u16 = 512;
 /// Entries fetched at once for a listing.
 const LIST: usize = 256;
 

@@ -41,6 +41,9 @@ use rustix::mount::{UnmountFlags, unmount};
 use crate::Vfs;
 use crate::api::Door;
 
+pub(crate) use door::{MAX_BACKGROUND, MAX_REQUEST};
+pub(crate) use notify::{MAX_INODES, MAX_NAMES};
+
 /// How long the kernel may answer for us.
 pub(crate) const TTL: Duration = Duration::from_secs(30);
 /// This door's number.

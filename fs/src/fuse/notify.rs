@@ -28,9 +28,9 @@ use crate::api::{Event, Watcher};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Files whose notices are owed one by one.
-const MAX_INODES: usize = 4096;
+pub(crate) const MAX_INODES: usize = 4096;
 /// Names whose notices are owed one by one.
-const MAX_NAMES: usize = 4096;
+pub(crate) const MAX_NAMES: usize = 4096;
 
 /// What of a file's content is owed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use crate::error::{FsError, FsResult};
 use crate::format::inode::Inode;
 use crate::format::key::{Key, Kind};
 
-const MAX_LISTED: usize = 4096;
+pub(crate) const MAX_LISTED: usize = 4096;
 /// An inode not overwritten for so long leaves the list.
 const IDLE: Duration = Duration::from_secs(30);
 /// Inodes written in one transaction.

@@ -30,8 +30,11 @@ use crate::api::{Ctx, Done, Door, Event, Ino, InodeId, Watcher};
 use crate::core::{Core, Engine};
 use crate::error::{FsError, FsResult};
 
+pub(crate) use dir::MAX_PAGE;
+pub(crate) use lazy::MAX_LISTED as MAX_LAZY;
 pub use mount::{MkfsOptions, mkfs};
-pub(crate) use reply::Replies;
+pub(crate) use reply::{CLIENTS, MAX_ANSWER, PER_CLIENT, Replies};
+pub(crate) use xattr::MAX_LIST;
 
 /// What can be set when mounting.
 #[derive(Clone, Debug)]

@@ -140,6 +140,7 @@ impl Fs {
     /// [`FsError::Mount`] says what the volume holds instead; [`FsError::Damaged`].
     pub fn mount(volume: Arc<dyn Volume>, settings: Settings) -> FsResult<Arc<Fs>> {
         let (fs, tasks) = Fs::assemble(volume, settings)?;
+        fs.engine.start_committer(Arc::downgrade(&fs))?;
         fs.recover()?;
         fs.background.start(&fs, tasks)?;
         Ok(fs)

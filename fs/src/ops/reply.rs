@@ -23,7 +23,7 @@ pub const CLIENTS: usize = 256;
 /// Bytes of a key.
 const MAX_KEY: usize = 64;
 /// Bytes of an answer.
-const MAX_ANSWER: usize = 1000;
+pub(crate) const MAX_ANSWER: usize = 1000;
 /// Old answers of one client removed with each new one, so that the items shrink to their limit.
 const EVICT: usize = 2;
 const HEAD: usize = 17;

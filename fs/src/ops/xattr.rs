@@ -17,7 +17,7 @@ use crate::format::items::{
 use crate::format::key::{Key, Kind};
 
 /// Bytes of the list of names, at most (what Linux accepts).
-const MAX_LIST: usize = 65_536;
+pub(crate) const MAX_LIST: usize = 65_536;
 
 /// Where an attribute is, and what is known of it from its first piece.
 struct Place {

@@ -450,6 +450,7 @@ mod tests {
         let guard = Guard::new(theirs);
         guard.active(held("v"), 100).unwrap();
         let said = now();
+        // Longer than no time, shorter than the lease: what the test is about.
         std::thread::sleep(Duration::from_millis(80));
         watch.listen(Duration::from_secs(5));
         assert_eq!(watch.changes(said + 101).lapsed, [held("v")]);

@@ -152,12 +152,14 @@ impl<'a> Faults<'a> {
         let mut loads = vec![self.under("none", |_, _| Ok(()))?];
         loads.push(self.under("one replica hangs", |replicas, third| {
             signal(replicas, Signal::STOP)?;
+            // The measurement's own time.
             std::thread::sleep(third);
             signal(replicas, Signal::CONT)
         })?);
         loads.push(self.under("one replica crawls", crawl)?);
         loads.push(self.under("one replica is dead", |replicas, third| {
             replicas.kill(VICTIM);
+            // The measurement's own time.
             std::thread::sleep(third);
             replicas.restart(VICTIM).map_err(bench_error)
         })?);
@@ -192,6 +194,7 @@ impl<'a> Faults<'a> {
         let mut over = Instant::now();
         let sample = std::thread::scope(|scope| {
             let running = scope.spawn(|| load::run(&*volume, load, stop));
+            // The measurement's own time.
             std::thread::sleep(third);
             let done = fault(replicas, third);
             over = Instant::now();
@@ -229,8 +232,8 @@ impl<'a> Faults<'a> {
             if began.elapsed() > BACK_WITHIN {
                 return Err(BenchError::Stalled(BACK_WITHIN));
             }
+            // Between two looks; it ends with the condition, or with the bound above.
             std::thread::sleep(POLL);
-            tracing::debug!(status = ?volume.status().members.iter().find_map(|m| m.resync), "waiting");
         }
         Ok(())
     }
@@ -270,6 +273,7 @@ impl<'a> Faults<'a> {
             replicas.restart(i).map_err(bench_error)?;
         }
         let opened = began.elapsed();
+        // The lease runs out unmeasured.
         std::thread::sleep(wait);
         let began = Instant::now();
         let volume = replicas.attach().map_err(bench_error)?;
@@ -325,8 +329,10 @@ fn crawl(replicas: &mut Replicas, third: Duration) -> Result<(), BenchError> {
     let began = Instant::now();
     while began.elapsed() < third {
         signal(replicas, Signal::STOP)?;
+        // This is what crawling is.
         std::thread::sleep(CRAWL);
         signal(replicas, Signal::CONT)?;
+        // Likewise.
         std::thread::sleep(CRAWL);
     }
     Ok(())

@@ -1,7 +1,8 @@
 //! The commands that arrive at a node, and who may give them.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use trivet_nfs::NfsServer;
@@ -15,9 +16,13 @@ use crate::error::{NodeError, Result};
 use crate::members;
 use crate::messages::{Answer, Ask, Demote, EventKind, MakeMember, Promote, Standing, Want};
 use crate::node::Node;
+use crate::role::Role;
 
 /// A move to another node takes at most this long.
 const MOVE: Duration = Duration::from_secs(20);
+
+/// All nodes have heard of a command after this long, or are not asked about it.
+const SPREAD: Duration = Duration::from_secs(2);
 
 /// Answers calls for a node.
 pub struct Control(Weak<Node>);
@@ -141,21 +146,46 @@ fn demote(node: &Arc<Node>, d: &Demote) -> Result<Answer> {
     if d.elsewhere {
         return move_elsewhere(node, &d.volume);
     }
-    // First, or an agent would take it up again.
-    node.set_wish(role.id(), Want::Stopped);
-    if role.report().0.standing == Standing::Active {
-        return give_up(node, &d.volume);
-    }
-    match node.holder(role.id()) {
-        Some(holder) => {
-            let volume = d.volume.clone();
-            node.ask(&holder, &Ask::GiveUp { volume }, MOVE)
-        }
-        None => Err(NodeError::Refused {
+    let here = |r: &Role| r.report().0.standing == Standing::Active;
+    let holder = match here(&role) {
+        true => node.name().to_owned(),
+        false => node.holder(role.id()).ok_or_else(|| NodeError::Refused {
             volume: d.volume.clone(),
             why: "it is active nowhere that this node can see".into(),
-        }),
+        })?,
+    };
+    // First, and everywhere, or an agent would take it up again.
+    node.set_wish(role.id(), Want::Stopped);
+    let deadline = Instant::now() + SPREAD;
+    while !node.wish_is_known(role.id()) && Instant::now() < deadline {
+        // Between two looks; what is waited for arrives on other threads.
+        thread::sleep(Duration::from_millis(20));
     }
+    let volume = d.volume.clone();
+    let done = match holder == node.name() {
+        true => give_up(node, &volume),
+        false => node.ask(&holder, &Ask::GiveUp { volume }, MOVE),
+    };
+    match done {
+        Ok(Answer::Demoted { clients }) => Ok(Answer::Demoted { clients }),
+        // The holder heard of the wish and was faster.
+        _ if !here(&role) && given_up(node, &holder, role.id()) => Ok(Answer::Demoted {
+            clients: Vec::new(),
+        }),
+        other => other,
+    }
+}
+
+/// Whether the former holder says that it is a standby now.
+fn given_up(node: &Arc<Node>, holder: &str, volume: VolumeId) -> bool {
+    if holder == node.name() {
+        return true;
+    }
+    let Ok(Answer::Report(report)) = node.ask(holder, &Ask::Report, MOVE) else {
+        return false;
+    };
+    let of = report.volumes.iter().find(|v| v.id == volume);
+    of.is_some_and(|v| v.role.standing == Standing::Standby)
 }
 
 /// Moves a volume from here to the best other node.

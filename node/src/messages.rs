@@ -460,8 +460,8 @@ pub struct Wish {
     pub want: Want,
 }
 
-/// See [`Wish`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// See [`Wish`]. Of two with the same number the later in this order wins.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Want {
     /// It is active somewhere.

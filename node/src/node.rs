@@ -29,7 +29,7 @@ use crate::guard::Guard;
 use crate::known::Known;
 use crate::messages::{
     Answer, Ask, ClusterReport, EventKind, Heard, MemberReport, PoolReport, Promote, Report,
-    Standing, VolumeReport, Want,
+    Standing, VolumeReport, Want, Wish,
 };
 use crate::role::Role;
 use crate::state::State;
@@ -402,6 +402,18 @@ impl Node {
             .map(|(name, _)| name.clone())
     }
 
+    /// Whether every node that is heard of now knows what this one knows to be wanted.
+    pub fn wish_is_known(&self, volume: VolumeId) -> bool {
+        let number = |wishes: &[Wish]| {
+            let of = wishes.iter().find(|w| w.volume == volume);
+            of.map_or(0, |w| w.number)
+        };
+        let own = number(&lock(&self.state).wishes());
+        let heard = lock(&self.heard);
+        let mut fresh = heard.values().filter(|h| h.at.elapsed() < FRESH);
+        fresh.all(|h| h.report.as_ref().is_none_or(|r| number(&r.wishes) >= own))
+    }
+
     /// The clients of whoever was active last, and of those before lately.
     pub fn clients_of(&self, volume: VolumeId) -> Vec<SocketAddr> {
         let clients = lock(&self.clients);
@@ -543,11 +555,14 @@ impl Node {
 
     fn listen_to(&self, name: &str) {
         while !self.stop.load(Ordering::Acquire) {
-            if let Some(addresses) = self.config().node(name).map(|n| n.addresses.clone()) {
-                for address in addresses {
-                    let Err(why) = self.listen_at(name, address);
-                    self.not_heard(name, why);
-                }
+            let Some(addresses) = self.config().node(name).map(|n| n.addresses.clone()) else {
+                // Taken out of the configuration; a thread of its own if it ever comes back.
+                lock(&self.heard).remove(name);
+                return;
+            };
+            for address in addresses {
+                let Err(why) = self.listen_at(name, address);
+                self.not_heard(name, why);
             }
             thread::park_timeout(EVERY);
         }
@@ -567,6 +582,9 @@ impl Node {
         loop {
             if self.stop.load(Ordering::Acquire) {
                 return Err("this node stops".into());
+            }
+            if self.config().node(name).is_none() {
+                return Err("it is no longer in the configuration".into());
             }
             let raw = client
                 .call(question.clone(), ANSWER)

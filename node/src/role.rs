@@ -295,7 +295,35 @@ impl Worker {
         });
     }
 
+    /// Roles of the node may come and go with the configuration.
+    fn keep_standing(&self, exporter: bool) {
+        let standing = self
+            .view
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .standing;
+        match (standing, exporter) {
+            (Standing::None, true) => self.stand(Standing::Standby),
+            (Standing::Standby, false) => self.stand(Standing::None),
+            _ => {}
+        }
+    }
+
+    /// Whether its own agent serves a volume that is to be served no more: the command was given
+    /// where this node was not heard, or while it took over.
+    fn unwanted(&self) -> bool {
+        self.config().is_some_and(|(node, config)| {
+            config.driver == Driver::Automatic && node.wish(self.id) == Want::Stopped
+        })
+    }
+
     fn look_around(&mut self) {
+        if self.stack.is_some() && self.unwanted() {
+            if let Err(error) = self.give_up() {
+                tracing::error!(volume = self.name, %error, "given up, not in order");
+            }
+            return;
+        }
         match &self.stack {
             Some(stack) => match stack.lost() {
                 Some(why) => self.lose(why),
@@ -339,6 +367,7 @@ impl Worker {
             return;
         };
         let exporter = node.me().is_some_and(|n| n.is(NodeRole::Exporter));
+        self.keep_standing(exporter);
         let wanted = node.wish(self.id) == Want::Served;
         if config.driver != Driver::Automatic || !exporter || !wanted || node.drained() {
             self.eligible = None;

@@ -124,9 +124,11 @@ impl State {
     pub fn learn(&mut self, wishes: &[Wish]) -> Result<()> {
         let mut news = false;
         for w in wishes.iter().take(MAX_VOLUMES) {
-            let known = self.wishes.get(&w.volume).map_or(0, |k| k.number);
-            let room = self.wishes.len() < MAX_VOLUMES || known > 0;
-            if w.number > known && room {
+            let known = self.wishes.get(&w.volume);
+            let room = self.wishes.len() < MAX_VOLUMES || known.is_some();
+            // Of two commands given at once at two nodes all choose the same: the one that stops.
+            let newer = known.is_none_or(|k| (w.number, &w.want) > (k.number, &k.want));
+            if newer && room {
                 self.wishes.insert(w.volume, w.clone());
                 news = true;
             }
@@ -232,6 +234,18 @@ mod tests {
         s.wish_for(v, Want::Served).unwrap();
         s.learn(&old).unwrap();
         assert_eq!(s.wish(v), Want::Served, "an old wish");
+        let mut at_once = s.wishes();
+        at_once[0].want = Want::Stopped;
+        let mut other = State::open(&dir.path().join("other")).unwrap();
+        other.learn(&at_once).unwrap();
+        other.learn(&s.wishes()).unwrap();
+        s.learn(&at_once).unwrap();
+        assert_eq!(
+            s.wishes(),
+            other.wishes(),
+            "in whichever order they were heard"
+        );
+        s.wish_for(v, Want::Served).unwrap();
         s.set_drained(true).unwrap();
         let again = State::open(dir.path()).unwrap();
         assert_eq!(again.wishes(), s.wishes());

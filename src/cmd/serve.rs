@@ -183,6 +183,8 @@ const LOOK: Duration = Duration::from_secs(2);
 struct Configured {
     path: PathBuf,
     last: Option<(SystemTime, u64, u64)>,
+    /// What was wrong with a newer one.
+    told: Option<String>,
 }
 
 impl Configured {
@@ -190,19 +192,27 @@ impl Configured {
         Configured {
             path: path.to_path_buf(),
             last: stamp(path),
+            told: None,
         }
     }
 
-    /// Puts it in force if it has changed. What makes no sense is said once, and changes nothing;
-    /// a file that is not there (`/etc/pve`, at times) is waited for.
+    /// Puts it in force if it has changed. What makes no sense, or cannot be done yet, is said
+    /// once, changes nothing, and is tried again; a file that is not there (`/etc/pve`, at times)
+    /// is waited for.
     fn follow(&mut self, node: &Arc<Node>) {
         let stamp = stamp(&self.path);
         if stamp.is_none() || stamp == self.last {
             return;
         }
-        self.last = stamp;
-        if let Err(error) = Config::load(&self.path).and_then(|c| node.reload(c)) {
-            tracing::error!(%error, "the configuration stays as it was");
+        match Config::load(&self.path).and_then(|c| node.reload(c)) {
+            Ok(()) => (self.last, self.told) = (stamp, None),
+            Err(error) => {
+                let error = error.to_string();
+                if self.told.as_ref() != Some(&error) {
+                    tracing::error!(error, "the configuration stays as it was");
+                    self.told = Some(error);
+                }
+            }
         }
     }
 }

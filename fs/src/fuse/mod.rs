@@ -145,6 +145,8 @@ pub fn mount(fs: Arc<dyn Vfs>, path: &Path, options: &FuseOptions) -> io::Result
 /// believed, and with `abort` its connection ends.
 fn lost(notify: &notify::Notify, abort: Option<&Path>) {
     tracing::error!("the volume is lost for too long: callers get errors");
+    // Before the end: a connection that is gone takes no notice, and who has a file open reads on
+    // from the kernel's pages.
     notify.forget_all();
     let Some(path) = abort else { return };
     if let Err(error) = unmount(path, UnmountFlags::FORCE | UnmountFlags::DETACH) {

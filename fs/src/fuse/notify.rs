@@ -179,8 +179,9 @@ impl Notify {
         self.changed.notify_all();
     }
 
-    /// Owes the kernel everything: nothing that it has cached may be believed any more.
-    pub fn forget_all(&self) {
+    /// Owes the kernel everything: nothing that it has cached may be believed any more. Waits for
+    /// it to take that, as [`Watcher::changed`] does; whether it has.
+    pub fn forget_all(&self) -> bool {
         let mut state = self.lock();
         state.owed = Debt {
             every_inode: true,
@@ -188,7 +189,28 @@ impl Notify {
             ..Debt::default()
         };
         self.distrust_names(&mut state);
+        self.wait_for_payment(state)
+    }
+
+    /// Waits until all that is owed by now is paid, [`PATIENCE`] at most; whether it is.
+    fn wait_for_payment(&self, mut state: MutexGuard<'_, State>) -> bool {
+        let mine = state.round + 1;
         self.changed.notify_all();
+        let until = Instant::now() + PATIENCE;
+        while state.paid < mine && !state.stopped {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.counters.late.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!("the kernel is slow to take a notice; a copy may linger till then");
+                return false;
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
     }
 
     /// For how long the kernel may believe a name that it is told now.
@@ -283,22 +305,8 @@ impl Watcher for Notify {
             self.distrust_names(&mut state);
             tracing::warn!("too many notices owed to the kernel: it believes no name for a while");
         }
-        let mine = state.round + 1;
-        self.changed.notify_all();
-        let until = Instant::now() + PATIENCE;
-        while state.paid < mine && !state.stopped {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                self.counters.late.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!("the kernel is slow to take a notice; a copy may linger till then");
-                return;
-            }
-            state = self
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
+        // Late is counted; what is owed stays owed.
+        let _ = self.wait_for_payment(state);
     }
 }
 
@@ -366,7 +374,7 @@ mod tests {
         assert_eq!(notify.counters.late.load(Ordering::Relaxed), 1);
         assert_eq!(notify.lock().owed.inodes.len(), 1);
         assert_eq!(notify.name_ttl(), TTL);
-        notify.forget_all();
+        assert!(!notify.forget_all());
         assert!(notify.lock().owed.every_inode);
         assert_eq!(notify.name_ttl(), Duration::ZERO);
     }

@@ -98,6 +98,19 @@ impl Way {
         self.held.store(false, Ordering::Release);
     }
 
+    /// Waits for its threads, also for those that the others leave behind while it waits.
+    fn join(&self) {
+        loop {
+            // Not under the lock: a thread that ends takes it to leave its helper here.
+            let Some(thread) = lock(&self.threads).pop() else {
+                return;
+            };
+            thread.thread().unpark();
+            // A panic was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+
     fn connected(&self, link: LinkId, at: usize) {
         let mut road = lock(&self.road);
         road.using = Some((at, Instant::now()));
@@ -157,23 +170,16 @@ impl Inner {
         };
         way.gone.store(true, Ordering::Release);
         self.links[link.index()].close();
-        for thread in std::mem::take(&mut *lock(&way.threads)) {
-            thread.thread().unpark();
-            // A panic was reported where it happened.
-            let _ = thread.join();
-        }
+        way.join();
         self.with(|u, now| u.retire_link(now, link));
     }
 
     /// Ends all of them, at the end.
     pub(super) fn end_ways(&self) {
         for way in &self.ways {
-            let Some(way) = lock(way).take() else {
-                continue;
-            };
-            for thread in std::mem::take(&mut *lock(&way.threads)) {
-                thread.thread().unpark();
-                let _ = thread.join();
+            let way = lock(way).take();
+            if let Some(way) = way {
+                way.join();
             }
         }
     }

@@ -523,3 +523,36 @@ fn acls_are_inherited_and_enforced() {
     );
     assert!(fs.read(&Creds::user(50, 1, &[]), id, 0, 1).is_ok());
 }
+
+/// xfstests generic/375: it stayed, where the kernel had checked the caller.
+#[test]
+fn an_acl_by_one_outside_the_group_takes_the_set_group_bit() {
+    let (_, fs) = new_fs(4096);
+    let root = Creds::root();
+    let attr = NewAttr::default();
+    let made = fs.create(Ctx::new(&root), fs.root(), b"f", CreateHow::Guarded, attr);
+    let id = made.unwrap().value.attr.id;
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, perm) in [(1u16, 7u16), (4, 7), (32, 5)] {
+        acl.extend_from_slice(&tag.to_le_bytes());
+        acl.extend_from_slice(&perm.to_le_bytes());
+        acl.extend_from_slice(&u32::MAX.to_le_bytes());
+    }
+    for (groups, mode) in [(&[9][..], 0o2775), (&[8], 0o775)] {
+        let set = SetAttr {
+            mode: Some(0o2777),
+            uid: Some(50),
+            gid: Some(9),
+            ..SetAttr::default()
+        };
+        fs.setattr(Ctx::new(&root), id, set).unwrap();
+        let owner = Creds {
+            checked: true,
+            ..Creds::user(50, 1, groups)
+        };
+        let name = b"system.posix_acl_access";
+        fs.set_xattr(Ctx::new(&owner), id, name, &acl, XattrHow::Set)
+            .unwrap();
+        assert_eq!(fs.getattr(id).unwrap().mode, mode);
+    }
+}

@@ -134,9 +134,33 @@ pub(super) fn creds(req: &Request) -> Creds {
     }
 }
 
+/// The same with the caller's groups, which a request does not tell: as the kernel shows them for
+/// its thread. None if that is gone or out of sight: what depends on them is refused then.
+pub(super) fn creds_with_groups(req: &Request) -> Creds {
+    let path = format!("/proc/{}/status", req.pid());
+    let status = std::fs::read_to_string(path).unwrap_or_default();
+    Creds {
+        groups: groups(&status).into(),
+        ..creds(req)
+    }
+}
+
+fn groups(status: &str) -> Vec<u32> {
+    let line = status.lines().find_map(|l| l.strip_prefix("Groups:"));
+    let all = line.unwrap_or_default().split_whitespace();
+    all.filter_map(|g| g.parse().ok()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_are_read_out_of_a_status() {
+        let status = "Name:\tGroups: 7\nGid:\t1\t1\t1\t1\nGroups:\t4 24 1000 \nVmPeak: 3 kB\n";
+        assert_eq!(groups(status), [4, 24, 1000]);
+        assert!(groups("Groups:\t\n").is_empty() && groups("").is_empty());
+    }
 
     #[test]
     fn times_survive_the_way_there_and_back() {

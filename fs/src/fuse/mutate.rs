@@ -8,12 +8,13 @@ use bytes::Bytes;
 use fuser::*;
 
 use super::TTL;
-use super::convert::{creds, errno, file_attr, set_time, unpack_rdev};
+use super::convert::{creds, creds_with_groups, errno, file_attr, set_time, unpack_rdev};
 use super::door::{FuseDoor, held, or_reply};
 use crate::api::{
     CreateHow, Fallocate, FlushCallback, NewAttr, NodeKind, RenameHow, SetAttr, XattrHow,
 };
 use crate::error::FsResult;
+use crate::ops::acl::ACCESS;
 
 type Name<'a> = (INodeNo, &'a OsStr);
 
@@ -263,7 +264,11 @@ impl FuseDoor {
             XATTR_REPLACE => XattrHow::Replace,
             _ => XattrHow::Set,
         };
-        let creds = creds(req);
+        // An ACL set by one outside the file's group takes its set-group bit.
+        let creds = match name.as_bytes() {
+            ACCESS if req.uid() != 0 => creds_with_groups(req),
+            _ => creds(req),
+        };
         let ctx = self.ctx(&creds);
         held!(
             self,

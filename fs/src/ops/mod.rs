@@ -5,7 +5,7 @@
 //! superblock and the short lists under inode 0: inodes without a name, cut files, inodes whose
 //! times may lag, kept answers. All of it is bounded by what was under way, not by the size.
 
-mod acl;
+pub(crate) mod acl;
 mod background;
 mod dir;
 mod inode;

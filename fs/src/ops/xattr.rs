@@ -324,7 +324,7 @@ fn set_acl(
         return core.put_xattr(ino, inode, name, value);
     }
     inode.mode = inode.mode & !0o777 | acl.mode();
-    if creds.uid != 0 && !creds.checked && !creds.in_group(inode.gid) {
+    if creds.uid != 0 && !creds.in_group(inode.gid) {
         inode.mode &= !S_ISGID;
     }
     match acl.is_plain() {

@@ -38,7 +38,10 @@ impl Host {
         let recorder = listen.recorder.clone();
         for pool in pools {
             let pool = Pool::open(pool).map_err(ClusterError::store)?;
-            pool.clear_discarded().map_err(ClusterError::store)?;
+            if let Err(error) = pool.clear_discarded() {
+                // Space lost till the next start, and nothing else.
+                tracing::warn!(%error, "what was thrown away is still there");
+            }
         }
         let (served, problems) = open_all(pools, &[], &recorder)?;
         let server = Server::start(listen)?;

@@ -71,6 +71,9 @@ pub enum FsError {
     /// Too many locks, waiters or open files (ENOLCK).
     #[error("limit reached: {0}")]
     Limit(&'static str),
+    /// Whoever holds the lock waits for this caller (EDEADLK).
+    #[error("to wait for this lock would never end: its holder waits for the caller")]
+    Deadlock,
     /// Not supported by this file system (EOPNOTSUPP).
     #[error("not supported: {0}")]
     NotSupported(&'static str),

@@ -147,14 +147,12 @@ fn demote(node: &Arc<Node>, d: &Demote) -> Result<Answer> {
         return move_elsewhere(node, &d.volume);
     }
     let here = |r: &Role| r.report().0.standing == Standing::Active;
-    let holder = match here(&role) {
-        true => node.name().to_owned(),
-        false => node.holder(role.id()).ok_or_else(|| NodeError::Refused {
-            volume: d.volume.clone(),
-            why: "it is active nowhere that this node can see".into(),
-        })?,
+    let holder = || match here(&role) {
+        true => Some(node.name().to_owned()),
+        false => node.holder(role.id()),
     };
-    // First, and everywhere, or an agent would take it up again.
+    let before = holder();
+    // First, and everywhere, or an agent would take it up again, or for the first time.
     node.set_wish(role.id(), Want::Stopped);
     let deadline = Instant::now() + SPREAD;
     while !node.wish_is_known(role.id()) && Instant::now() < deadline {
@@ -162,30 +160,17 @@ fn demote(node: &Arc<Node>, d: &Demote) -> Result<Answer> {
         thread::sleep(Duration::from_millis(20));
     }
     let volume = d.volume.clone();
-    let done = match holder == node.name() {
+    let Some(holder) = holder().or(before) else {
+        let why = "it is active nowhere that this node can see, and no agent takes it up now";
+        return Err(NodeError::Refused {
+            volume,
+            why: why.into(),
+        });
+    };
+    match holder == node.name() {
         true => give_up(node, &volume),
         false => node.ask(&holder, &Ask::GiveUp { volume }, MOVE),
-    };
-    match done {
-        Ok(Answer::Demoted { clients }) => Ok(Answer::Demoted { clients }),
-        // The holder heard of the wish and was faster.
-        _ if !here(&role) && given_up(node, &holder, role.id()) => Ok(Answer::Demoted {
-            clients: Vec::new(),
-        }),
-        other => other,
     }
-}
-
-/// Whether the former holder says that it is a standby now.
-fn given_up(node: &Arc<Node>, holder: &str, volume: VolumeId) -> bool {
-    if holder == node.name() {
-        return true;
-    }
-    let Ok(Answer::Report(report)) = node.ask(holder, &Ask::Report, MOVE) else {
-        return false;
-    };
-    let of = report.volumes.iter().find(|v| v.id == volume);
-    of.is_some_and(|v| v.role.standing == Standing::Standby)
 }
 
 /// Moves a volume from here to the best other node.

@@ -87,13 +87,12 @@ impl Guard {
         Guard(Some(socket))
     }
 
-    /// The volume is active here, with a lease of so long. Without a later word in time the parent
+    /// The volume is active here, with a lease until then. Without a later word in time the parent
     /// takes the service address away until the next one.
     ///
     /// # Errors
     /// The parent does not take the word: the volume must not be served.
-    pub fn active(&self, held: Held, left_ms: u64) -> std::io::Result<()> {
-        let until = now().saturating_add(left_ms);
+    pub fn active(&self, held: Held, until: BootMs) -> std::io::Result<()> {
         self.tell(&Word::Active { held, until }, None, TOLD)
     }
 
@@ -105,9 +104,8 @@ impl Guard {
         }
     }
 
-    /// Its lease runs for so long yet, as of now.
-    pub fn lease(&self, volume: &str, left_ms: u64) {
-        let until = now().saturating_add(left_ms);
+    /// Its lease runs until then.
+    pub fn lease(&self, volume: &str, until: BootMs) {
         let volume = volume.to_owned();
         self.try_tell(&Word::Lease { volume, until }, None);
     }
@@ -256,6 +254,11 @@ impl Watch {
         Heard::Alive
     }
 
+    /// Whether a word waits to be read: no conclusion before the last one.
+    pub fn has_more(&self) -> bool {
+        wait_for(&self.socket, rustix::event::PollFlags::IN, Duration::ZERO)
+    }
+
     fn heed(&mut self, word: Word, sockets: Vec<OwnedFd>) {
         match word {
             Word::Active { held, until } => {
@@ -399,7 +402,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (served, _) = listener.accept().unwrap();
-        guard.active(held("v"), 2000).unwrap();
+        guard.active(held("v"), now() + 2000).unwrap();
         guard.connection("v", served.as_fd());
         drop(served);
         drop(guard);
@@ -420,8 +423,8 @@ mod tests {
     fn a_lease_that_is_not_prolonged_lapses_once_and_comes_back_once() {
         let (mut watch, theirs) = Watch::pair().unwrap();
         let guard = Guard::new(theirs);
-        guard.lease("v", 50_000);
-        guard.active(held("v"), 2000).unwrap();
+        guard.lease("v", now() + 50_000);
+        guard.active(held("v"), now() + 2000).unwrap();
         let start = now();
         for _ in 0..2 {
             watch.listen(Duration::from_secs(5));
@@ -433,7 +436,7 @@ mod tests {
         assert_eq!(watch.changes(start + 1000), nothing);
         assert_eq!(watch.changes(later).lapsed, [held("v")]);
         assert_eq!(watch.changes(later), nothing, "told once");
-        guard.lease("v", 50_000);
+        guard.lease("v", now() + 50_000);
         watch.listen(Duration::from_secs(5));
         assert_eq!(watch.changes(later).renewed, [held("v")]);
         assert_eq!(watch.changes(later), nothing, "told once");
@@ -448,7 +451,7 @@ mod tests {
     fn a_lease_ends_when_the_daemon_meant_it_to_however_late_its_word_is_read() {
         let (mut watch, theirs) = Watch::pair().unwrap();
         let guard = Guard::new(theirs);
-        guard.active(held("v"), 100).unwrap();
+        guard.active(held("v"), now() + 100).unwrap();
         let said = now();
         // Longer than no time, shorter than the lease: what the test is about.
         std::thread::sleep(Duration::from_millis(80));
@@ -465,13 +468,13 @@ mod tests {
         for _ in 0..10_000 {
             guard.lease(&fill, 1);
         }
-        assert!(guard.active(held("v"), 2000).is_err());
+        assert!(guard.active(held("v"), now() + 2000).is_err());
         watch.listen(Duration::from_secs(1));
         let reader = std::thread::spawn(move || {
             hear_all(&mut watch);
             watch
         });
-        guard.active(held("v"), 2000).unwrap();
+        guard.active(held("v"), now() + 2000).unwrap();
         drop(guard);
         let mut watch = reader.join().unwrap();
         while watch.listen(Duration::from_millis(20)) == Heard::Alive {}
@@ -482,8 +485,8 @@ mod tests {
     fn what_ended_in_order_is_not_held() {
         let (mut watch, theirs) = Watch::pair().unwrap();
         let guard = Guard::new(theirs);
-        guard.active(held("v"), 2000).unwrap();
-        guard.active(held("w"), 2000).unwrap();
+        guard.active(held("v"), now() + 2000).unwrap();
+        guard.active(held("w"), now() + 2000).unwrap();
         guard.ended("v");
         drop(guard);
         assert_eq!(hear_all(&mut watch), Heard::Ended);

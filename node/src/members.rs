@@ -221,7 +221,14 @@ fn move_to(
     let there = members.iter().find(|m| m.node == node && m.id != old.id);
     let begun = match there {
         // Brought in by an earlier attempt: it is one more than there should be.
-        Some(m) if m.kind == kind && surplus(seen.record, kind) => Some(m.id),
+        Some(m)
+            if m.kind == kind
+                && surplus(seen.record, kind)
+                && (seen.status.replacing == Some((old.id, m.id))
+                    || came_in(seen.record, m.id, old.id)) =>
+        {
+            Some(m.id)
+        }
         Some(m) => {
             return Err(format!(
                 "node {node} keeps a {} of it already, and one is all it may; choose another node",
@@ -246,6 +253,13 @@ fn move_to(
         kind,
         begun,
     })
+}
+
+/// Whether a replica may be one that an unfinished replacement of `old` brought in: it is not in
+/// sync yet, or there are copies enough without `old`.
+pub(crate) fn came_in(record: &Record, new: MemberId, old: MemberId) -> bool {
+    let others = record.in_sync.iter().filter(|m| **m != old).count();
+    !record.in_sync.contains(&new) || others >= MAX_IN_SYNC
 }
 
 /// More members of a kind than any volume is meant to have.
@@ -380,8 +394,16 @@ pub(crate) fn change(node: &Arc<Node>, c: &Change) -> Result<Answer> {
         return node.ask(&holder, &Ask::Change(c.clone()), MAKE * 2);
     }
     let (volume, _) = role.handles()?;
-    let record = volume.with(|u, _| u.record().cloned());
-    let record = record.ok_or_else(|| refused("it has no record yet".into()))?;
+    // From the plan to its end: two plans made from one record would both make somebody ready.
+    let _one = node.change_members().ok_or_else(|| {
+        refused("another change of members is under way; try again after it".into())
+    })?;
+    let record = volume.with(|u, _| u.record_settled().then(|| u.record().cloned()));
+    let record = record.flatten().ok_or_else(|| {
+        let why = "its last change of members is not settled yet; try again when all its members \
+                   answer (`trivet status`)";
+        refused(why.into())
+    })?;
     let config = node.config();
     let usable = |n: &str| node.hears(n) && !node.evicted(n);
     let seen = Seen {

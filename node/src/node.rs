@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,8 @@ pub struct Node {
     pools: Mutex<Vec<PoolReport>>,
     recorder: Arc<dyn Recorder>,
     guard: Arc<Guard>,
+    /// Held while members of a volume are changed from here.
+    changing: Mutex<()>,
     events: Events,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stop: AtomicBool,
@@ -104,6 +106,7 @@ impl Node {
             pools: Mutex::default(),
             recorder,
             guard: Arc::new(guard),
+            changing: Mutex::default(),
             events: Events::start(name).map_err(NodeError::Thread)?,
             threads: Mutex::default(),
             stop: AtomicBool::new(false),
@@ -253,16 +256,24 @@ impl Node {
         lock(&self.state).set_drained(drained)
     }
 
+    /// The right to change members, of one volume at a time; none while somebody has it.
+    pub(crate) fn change_members(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.changing.try_lock() {
+            Ok(one) => Some(one),
+            Err(TryLockError::Poisoned(one)) => Some(one.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// What is wanted of a volume.
     pub fn wish(&self, volume: VolumeId) -> Want {
         lock(&self.state).wish(volume)
     }
 
-    /// A command says what is wanted of a volume from now on.
+    /// A command says what is wanted of a volume from now on. Also where that is no news here: an
+    /// opposite command may be on its way from elsewhere, and this one is younger.
     pub fn set_wish(&self, volume: VolumeId, want: Want) {
-        if self.wish(volume) != want
-            && let Err(error) = lock(&self.state).wish_for(volume, want)
-        {
+        if let Err(error) = lock(&self.state).wish_for(volume, want) {
             tracing::error!(%error, "a command is forgotten at the next start");
         }
     }

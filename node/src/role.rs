@@ -21,7 +21,7 @@ use trivet_replica::driver::ReplicatedVolume;
 use crate::agent::{Decision, decide};
 use crate::config::{Driver, Role as NodeRole, VolumeConfig};
 use crate::error::{NodeError, Result};
-use crate::guard::Held;
+use crate::guard::{self, BootMs, Held};
 use crate::messages::{
     ActiveReport, Answer, Ask, EventKind, Move, MoveKind, Promote, RoleReport, Standing, Want,
 };
@@ -328,8 +328,9 @@ impl Worker {
             Some(stack) => match stack.lost() {
                 Some(why) => self.lose(why),
                 None => {
+                    let before = guard::now();
                     let (clients, active) = (stack.clients(), stack.report());
-                    self.tell_guard(active.lease_left_ms);
+                    self.tell_guard(before, active.lease_left_ms);
                     if let Some(node) = self.node.upgrade() {
                         node.learn_clients(self.id, &clients);
                     }
@@ -426,6 +427,9 @@ impl Worker {
         let already = self.stack.is_some();
         let last = self.view.lock().unwrap_or_else(PoisonError::into_inner);
         if let (true, Some(last)) = (already, &last.last_move) {
+            if why.is_none() {
+                node.set_wish(self.id, Want::Served);
+            }
             return Ok(last.clone());
         }
         drop(last);
@@ -509,8 +513,10 @@ impl Worker {
             generation,
             service: config.service.clone(),
         };
-        let left = volume.status().lease_left.0;
-        if let Err(why) = node.guard().active(held, left) {
+        // In this order: a pause in between makes the lease seem shorter, never longer.
+        let before = guard::now();
+        let until = before.saturating_add(volume.status().lease_left.0);
+        if let Err(why) = node.guard().active(held, until) {
             // Nothing was served yet: back with it, for others to have.
             let _ = volume.hand_back();
             return Err(NodeError::Refused {
@@ -571,9 +577,10 @@ impl Worker {
     }
 
     /// Nothing is said of a lease that has run out: the silence says it.
-    fn tell_guard(&self, lease_left_ms: u64) {
+    fn tell_guard(&self, before: BootMs, lease_left_ms: u64) {
         if let (1.., Some(node)) = (lease_left_ms, self.node.upgrade()) {
-            node.guard().lease(&self.name, lease_left_ms);
+            node.guard()
+                .lease(&self.name, before.saturating_add(lease_left_ms));
         }
     }
 
@@ -586,10 +593,16 @@ impl Worker {
 
     fn give_up(&mut self) -> Result<Vec<SocketAddr>> {
         let Some(stack) = self.stack.take() else {
-            return Err(NodeError::Refused {
-                volume: self.name.clone(),
-                why: "it is not active on this node".into(),
-            });
+            // It heard of the wish and was faster than the command, or was not active: which is
+            // what is asked for, unless it ended badly.
+            let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            return match &view.trouble {
+                None => Ok(Vec::new()),
+                Some(why) => Err(NodeError::Refused {
+                    volume: self.name.clone(),
+                    why: format!("it is not active on this node: {why}"),
+                }),
+            };
         };
         self.stand(Standing::Demoting);
         let (clients, ended) = stack.end();

@@ -112,7 +112,14 @@ fn attend_with(
 ) -> Result<ExitStatus> {
     let mut asked: Option<Instant> = None;
     loop {
-        if watch.listen(TICK) == Heard::Ended {
+        let mut heard = watch.listen(TICK);
+        for _ in 0..LAST_WORDS {
+            if heard == Heard::Ended || !watch.has_more() {
+                break;
+            }
+            heard = watch.listen(Duration::ZERO);
+        }
+        if heard == Heard::Ended {
             return child.wait().map_err(NodeError::Thread);
         }
         follow_leases(watch, shown);

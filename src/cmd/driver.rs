@@ -164,7 +164,15 @@ impl Here<'_> {
     }
 
     fn stop(&self, external: Result<(), CliError>, format: Format) -> Result<(), CliError> {
-        match self.standing() {
+        let mut standing = self.standing();
+        while let Ok(Some((Standing::Promoting | Standing::Demoting, _))) = &standing
+            && Instant::now() + PAUSE < self.deadline
+        {
+            // It does one thing at a time; what it begins now it will have ended soon.
+            std::thread::sleep(PAUSE);
+            standing = self.standing();
+        }
+        match standing {
             Ok(Some((Standing::Active | Standing::Promoting | Standing::Demoting, _))) => {
                 external?;
                 let ask = Ask::Demote(Demote {

@@ -237,15 +237,19 @@ impl Engine {
     }
 
     /// One batch and one flush for all of them.
-    pub(super) fn flush_party(&self, party: Party) {
+    pub(super) fn flush_party(&self, mut party: Party) {
         let open = party.upto.0 > self.submitted().0;
         let sealed = match open {
             true => self.commit(),
             false => Ok(()),
         };
         if let Err(e) = sealed {
-            self.group.leave();
-            return party.answer(&Err(e));
+            // A batch that cannot be submitted is no matter of theirs whose own batch was.
+            let id = self.submitted().0;
+            party.split_above(id).answer(&Err(e));
+            if party.answers.is_empty() {
+                return self.group.leave();
+            }
         }
         let ticket = self.submitted().1;
         let (fate, group) = (self.fate.clone(), self.group.clone());

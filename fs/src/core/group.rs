@@ -29,18 +29,29 @@ pub const MAX_FLUSHES: usize = 2;
 /// Those who share a flush: the newest mark among theirs, and how they are answered.
 pub(super) struct Party {
     pub upto: Mark,
-    pub answers: Vec<FlushCallback>,
+    pub answers: Vec<(Mark, FlushCallback)>,
 }
 
 impl Party {
     fn join(&mut self, upto: Mark, done: FlushCallback) {
         self.upto = self.upto.max(upto);
-        self.answers.push(done);
+        self.answers.push((upto, done));
+    }
+
+    /// Takes those out who need more than what was submitted up to `id`.
+    pub fn split_above(&mut self, id: u64) -> Party {
+        let all = std::mem::take(&mut self.answers);
+        let (above, rest) = all.into_iter().partition(|(m, _)| m.0 > id);
+        self.answers = rest;
+        Party {
+            upto: self.upto,
+            answers: above,
+        }
     }
 
     /// Tells all of them.
     pub fn answer(self, result: &FsResult<()>) {
-        for done in self.answers {
+        for (_, done) in self.answers {
             done(result.clone());
         }
     }

@@ -29,6 +29,7 @@ pub(super) fn errno(e: &FsError) -> Errno {
         FsError::NoSuchOffset => Errno::ENXIO,
         FsError::Locked | FsError::Busy => Errno::EAGAIN,
         FsError::Limit(_) => Errno::ENOLCK,
+        FsError::Deadlock => Errno::EDEADLK,
         FsError::NotSupported(_) => Errno::EOPNOTSUPP,
         FsError::ReadOnly => Errno::EROFS,
         FsError::Damaged { .. } | FsError::Volume(_) | FsError::Stopped(_) | FsError::Mount(_) => {

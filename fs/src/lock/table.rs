@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{LockCall, LockHeld, LockKind, LockOwner, LockRange, LockWait};
+use super::{LockCall, LockFamily, LockHeld, LockKind, LockOwner, LockRange, LockWait};
 use crate::api::Ino;
 use crate::error::{FsError, FsResult};
 
@@ -15,6 +15,8 @@ use crate::error::{FsError, FsResult};
 pub const MAX_LOCKS: usize = 65_536;
 /// Waiters, at most.
 pub const MAX_WAITERS: usize = 16_384;
+/// Owners that are looked at for a cycle of waiters, at most.
+pub const MAX_CHAIN: usize = 1024;
 
 /// Someone who waits.
 pub(crate) struct Waiter {
@@ -105,8 +107,59 @@ impl LockTable {
         }
     }
 
+    /// Owners in the way of a call.
+    fn in_the_way<'a>(&'a self, ino: Ino, call: &LockCall) -> impl Iterator<Item = &'a LockOwner> {
+        let LockCall {
+            family,
+            owner,
+            kind,
+            range,
+        } = call.clone();
+        let held = self.held.get(&ino).into_iter().flatten();
+        let conflicts = held.filter(move |h| {
+            h.family == family
+                && !same_owner(&h.owner, &owner)
+                && h.range.overlaps(&range)
+                && (h.kind == LockKind::Exclusive || kind == LockKind::Exclusive)
+        });
+        conflicts.map(|h| &h.owner)
+    }
+
+    /// Whether whoever is in the way of a call waits, directly or through others, for its owner.
+    /// As POSIX asks for ranges; nobody does for `flock`. Looks at [`MAX_CHAIN`] owners at most.
+    fn would_deadlock(&self, ino: Ino, call: &LockCall) -> bool {
+        if call.family != LockFamily::Range {
+            return false;
+        }
+        let mut seen: Vec<&LockOwner> = self.in_the_way(ino, call).collect();
+        let mut next = 0;
+        while let Some(owner) = seen.get(next).copied() {
+            next += 1;
+            let waits = |w: &&Waiter| {
+                w.call.family == LockFamily::Range && same_owner(&w.call.owner, owner)
+            };
+            for w in self.waiting.iter().filter(waits) {
+                for holder in self.in_the_way(w.ino, &w.call) {
+                    if same_owner(holder, &call.owner) {
+                        return true;
+                    }
+                    if seen.len() < MAX_CHAIN && !seen.iter().any(|s| same_owner(s, holder)) {
+                        seen.push(holder);
+                    }
+                }
+            }
+        }
+        false
+    }
+
     /// Queues a waiter.
+    ///
+    /// # Errors
+    /// [`FsError::Deadlock`], or too many wait.
     pub(crate) fn wait(&mut self, waiter: Waiter) -> FsResult<()> {
+        if self.would_deadlock(waiter.ino, &waiter.call) {
+            return Err(FsError::Deadlock);
+        }
         if self.waiting.len() >= MAX_WAITERS {
             return Err(FsError::Limit("too many waiters for locks"));
         }
@@ -158,7 +211,6 @@ fn same_owner(a: &LockOwner, b: &LockOwner) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::LockFamily;
     use crate::testing::{Rng, seeds};
 
     fn call(owner: u64, kind: LockKind, start: u64, end: u64) -> LockCall {
@@ -168,6 +220,33 @@ mod tests {
             kind,
             range: LockRange { start, end },
         }
+    }
+
+    /// stress-ng's lockf hung for ever: two processes that each waited for what the other held.
+    #[test]
+    fn a_circle_of_waiters_is_refused_to_whoever_would_close_it() {
+        use LockKind::Exclusive;
+        let mut table = LockTable::default();
+        let (a, b) = (Ino(7), Ino(8));
+        for (ino, owner, start) in [(a, 1, 0), (a, 2, 10), (b, 3, 0)] {
+            let take = call(owner, Exclusive, start, start + 10);
+            let delta = table.delta(ino, &take).unwrap();
+            table.apply(ino, delta);
+        }
+        let mut wait = |ino, owner, start| {
+            table.wait(Waiter {
+                ino,
+                call: call(owner, Exclusive, start, start + 1),
+                wait: Box::new(|_| {}),
+            })
+        };
+        // 1 waits for 2, 2 for 3, and another of 1's threads waits without harm.
+        wait(a, 1, 10).unwrap();
+        wait(b, 2, 0).unwrap();
+        wait(b, 1, 0).unwrap();
+        assert!(matches!(wait(a, 3, 0), Err(FsError::Deadlock)));
+        // Somebody from outside the circle may wait for it.
+        wait(a, 4, 0).unwrap();
     }
 
     /// Given random locks and unlocks of three owners, the table equals an array of bytes.

@@ -68,7 +68,7 @@ pub fn status_of(e: &FsError) -> Option<Status> {
         FsError::NotSupported(_) => Status::NotSupp,
         FsError::ReadOnly => Status::RoFs,
         // Too many files or locks in use: another moment may do.
-        FsError::Limit(_) | FsError::Locked | FsError::Busy => Status::Jukebox,
+        FsError::Limit(_) | FsError::Locked | FsError::Busy | FsError::Deadlock => Status::Jukebox,
         FsError::NoAttr | FsError::Range | FsError::AttrTooBig => Status::ServerFault,
         FsError::Damaged { .. } => Status::Io,
         FsError::Volume(VolumeError::NotActive(_)) | FsError::Stopped(_) => return None,

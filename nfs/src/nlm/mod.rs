@@ -127,6 +127,7 @@ fn stat_of(e: &FsError) -> Option<Stat> {
     Some(match e {
         FsError::Locked => Stat::Denied,
         FsError::Limit(_) | FsError::NoSpace(_) => Stat::DeniedNoLocks,
+        FsError::Deadlock => Stat::Deadlock,
         FsError::Stale(_) | FsError::NotFound => Stat::StaleFh,
         FsError::TooBig => Stat::FBig,
         FsError::ReadOnly => Stat::RoFs,

@@ -26,6 +26,7 @@ pub enum Stat {
     Denied = 1,
     DeniedNoLocks = 2,
     Blocked = 3,
+    Deadlock = 5,
     RoFs = 6,
     StaleFh = 7,
     FBig = 8,

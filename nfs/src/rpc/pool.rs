@@ -190,9 +190,10 @@ impl Shared {
     /// slow, or hostile, and a client connects again and repeats its call.
     fn count_unfinished(&self, conn: &Arc<Conn>, began: bool) {
         let held = lock(&conn.input).held();
-        let old = conn.unfinished.swap(held, Ordering::AcqRel);
+        // The sum first, see `uncount`.
         self.unfinished.fetch_add(held, Ordering::AcqRel);
-        self.unfinished.fetch_sub(old, Ordering::AcqRel);
+        let old = conn.unfinished.swap(held, Ordering::AcqRel);
+        self.uncount(old);
         if began || old == 0 {
             conn.unfinished_since
                 .store(self.now_ms(), Ordering::Release);
@@ -218,7 +219,16 @@ impl Shared {
 
     fn forget_unfinished(&self, conn: &Conn) {
         let old = conn.unfinished.swap(0, Ordering::AcqRel);
-        self.unfinished.fetch_sub(old, Ordering::AcqRel);
+        self.uncount(old);
+    }
+
+    /// Whoever ends a connection may come between its count and the sum: the sum never wraps.
+    fn uncount(&self, bytes: usize) {
+        let less = |sum: usize| Some(sum.saturating_sub(bytes));
+        // The closure never refuses.
+        let _ = self
+            .unfinished
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
     }
 
     fn stall(&self, conn: &Arc<Conn>) {

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use trivet_protocol::{MemberKind, Record, VolumeId};
+use trivet_protocol::{MemberId, MemberKind, Record, VolumeId};
 
 use super::{Node, lock, look};
 use crate::agent::FRESH;
@@ -174,7 +174,8 @@ impl Node {
         };
         let has: Vec<&str> = active.members.iter().map(|m| m.node.as_str()).collect();
         for m in &active.members {
-            let silent = self.silent_for(&m.node).is_some_and(|t| t > after);
+            // A replica that is there is not given up, whatever its node's reports look like.
+            let silent = !m.up && self.silent_for(&m.node).is_some_and(|t| t > after);
             if !silent || self.evicted(&m.node) || self.spare(&config, &has, m.kind).is_none() {
                 continue;
             }
@@ -227,12 +228,17 @@ impl Node {
             return Ok(());
         };
         let (volume, _) = role.handles()?;
-        let Some(record) = volume.with(|u, _| u.record().cloned()) else {
+        // Another change is under way, or not settled: it is looked at again later.
+        let Some(_one) = self.change_members() else {
+            return Ok(());
+        };
+        let settled = volume.with(|u, _| u.record_settled().then(|| u.record().cloned()));
+        let Some(record) = settled.flatten() else {
             return Ok(());
         };
         let config = self.config();
         let name = self.name_of(role.id()).unwrap_or_default();
-        let (member, node) = match self.begun(&record, gone.kind) {
+        let (member, node) = match self.begun(&record, gone.kind, gone.id) {
             // An earlier attempt brought it in, and came no further.
             Some(m) => m,
             None => {
@@ -265,7 +271,8 @@ impl Node {
         &self,
         record: &Record,
         kind: MemberKind,
-    ) -> Option<(trivet_protocol::MemberId, String)> {
+        gone: MemberId,
+    ) -> Option<(MemberId, String)> {
         let witness = record.members.iter().any(|m| m.kind == MemberKind::Witness);
         let meant = match kind {
             MemberKind::Witness => 1,
@@ -277,7 +284,10 @@ impl Node {
             .iter()
             .filter(|m| m.kind == kind && !self.evicted(&m.node));
         let last = here.clone().last()?;
-        (here.count() >= meant).then(|| (last.id, last.node.clone()))
+        // One that has been in sync all along is no replacement: to take it for one would be to
+        // have a copy less.
+        let came = kind == MemberKind::Replica && members::came_in(record, last.id, gone);
+        (came && here.count() >= meant).then(|| (last.id, last.node.clone()))
     }
 
     // --- who decides --------------------------------------------------------------------------

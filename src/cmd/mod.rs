@@ -9,6 +9,7 @@ mod driver;
 mod evict;
 mod fs;
 mod fsck;
+mod generate;
 mod init;
 mod key;
 mod limits;
@@ -117,6 +118,9 @@ pub enum Command {
     /// Volumes: replicated virtual disks
     #[command(subcommand, visible_alias = "v")]
     Volume(volume::Volume),
+    /// Make the man pages and completions of a package
+    #[command(subcommand, hide = true)]
+    Generate(generate::Generate),
 }
 
 /// Does it.
@@ -153,6 +157,7 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Limits => limits::run(output),
         Command::Up(args) => up::run(args, output),
         Command::Volume(args) => volume::run(args, output),
+        Command::Generate(args) => generate::run(&args, output),
     }
 }
 

@@ -3,7 +3,8 @@
 # a volume served over NFS, upgraded while active, restarted one after another, removed, purged.
 # Usage: package.sh TRIVET (any build of it), as root. SUITES="bookworm trixie" for both Debians;
 # ROOTS=DIR: roots made before by the debootstrap below, DIR/bookworm and so on, copied.
-# There is no init in that root: units are checked by systemd-analyze and their commands run by hand.
+# At first without an init: the unit is checked by systemd-analyze and its command run by hand. Then
+# with the root's own systemd, by package-init.sh, where the kernel lets it start.
 set -euo pipefail
 say() { echo "package: $*"; }
 if [ "${INSIDE:-}" != 1 ]; then
@@ -14,7 +15,39 @@ if [ "${INSIDE:-}" != 1 ]; then
   done
   cd "$(dirname "$0")/.."
   base=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-package.XXXXXX")
-  trap 'rm -rf --one-file-system "$base"' EXIT
+  group=
+  trap '[ -z "$group" ] || rmdir "$group" 2>/dev/null; rm -rf --one-file-system "$base"' EXIT
+  # The same root with its own systemd as init, in a control group of its own; see package-init.sh.
+  with_init() {
+    local groups root=$1
+    groups=$(findmnt -n -t cgroup2 -o TARGET | head -1)
+    group=$groups/trivet-package.$$
+    if [ -z "$groups" ] || ! mkdir "$group"; then
+      say "skipped: its own init (no control groups, version 2, for it)"
+      group=
+      return
+    fi
+    cp tests/package-init.sh "$root/"
+    rm -rf "$root/etc/trivet" "${root:?}/var/lib/trivet" "$root"/init.*
+    chroot "$root" apt-get install -y --no-install-recommends /first.deb >/dev/null 2>&1
+    printf '[Service]\nType=oneshot\nExecStart=/package-init.sh\nTimeoutStartSec=180\n' \
+      >"$root/etc/systemd/system/trial.service"
+    mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+    ln -s ../trial.service "$root/etc/systemd/system/multi-user.target.wants/"
+    # shellcheck disable=SC2016 # for the shell inside
+    timeout 240 bash -c 'echo $$ >"$1/cgroup.procs"
+      exec unshare --mount --net --pid --uts --ipc --cgroup --fork --kill-child \
+        tests/package-init.sh boot "$2"' - "$group" "$root" >"$base/boot.log" 2>&1 || true
+    find "$group" -depth -type d -exec rmdir {} \;
+    group=
+    if [ ! -e "$root/init.end" ]; then
+      tail "$base/boot.log" "$root/init.log" || true
+      say "FAILED: its own init does not come up"
+      exit 1
+    fi
+    cat "$root/init.log"
+    grep -q 'ended with 0' "$root/init.end" || exit 1
+  }
   first=$(deploy/deb/build "$trivet" "$base")
   number=$(dpkg-deb -f "$first" Version)
   next=$(VERSION=$number+1 deploy/deb/build "$trivet" "$base")
@@ -45,6 +78,7 @@ if [ "${INSIDE:-}" != 1 ]; then
       exec chroot "$0" /usr/bin/env -i INSIDE=1 TRACE="${TRACE:-}" HOME=/ PATH=/usr/sbin:/usr/bin:/sbin:/bin \
         LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive bash /package.sh
       ' "$base/root"
+    with_init "$base/root"
     say "$suite: passed in $((SECONDS - since)) s"
     rm -rf --one-file-system "$base/root"
   done

@@ -19,11 +19,11 @@ if [ "${INSIDE:-}" != 1 ]; then
   trap 'rm -rf --one-file-system "$base"' EXIT
   chmod 755 "$base"
   if [ -d "${ROOTS:-/nowhere}/bookworm" ]; then
-    cp -a "$ROOTS/bookworm" "$base/root"
+    cp -a "$ROOTS/bookworm" "$base/debian"
   else
-    debootstrap --variant=minbase --include=iproute2 bookworm "$base/root" >"$base/log" 2>&1
+    debootstrap --variant=minbase --include=iproute2 bookworm "$base/debian" >"$base/log" 2>&1
   fi
-  install -m 755 "$trivet" "$base/root/usr/bin/trivet"
+  install -m 755 "$trivet" "$base/debian/usr/bin/trivet"
   install -m 755 "$trivet" deploy/lxc/trivet-hookscript "$base/"
   mv "$base/$(basename "$trivet")" "$base/trivet" 2>/dev/null || true
   INSIDE=1 unshare --mount --net --pid --fork --kill-child "$0" "$base"
@@ -94,11 +94,11 @@ for n in a b c; do
   on $n trivet serve --node $n --key $n.key --state "state-$n" >$n.log 2>&1 &
 done
 # The container: its root, configuration and key are the same on both hosts, its state is not.
-mkdir -p root/etc/trivet
-cp trivet.toml root/etc/trivet/
-install -m 600 vms.key root/etc/trivet/node.key
+mkdir -p debian/etc/trivet
+cp trivet.toml debian/etc/trivet/
+install -m 600 vms.key debian/etc/trivet/node.key
 echo VOLUME=vms >ct.conf
-chown -R 100000:100000 root
+chown -R 100000:100000 debian
 for host in a b; do
   mkdir -p "lxc-$host/101" "ct-$host"
   chown 100000:100000 "ct-$host"
@@ -110,7 +110,7 @@ for host in a b; do
   chmod 755 "post-stop-$host"
   cat >"lxc-$host/101/config" <<CONFIG
 lxc.uts.name = vms
-lxc.rootfs.path = dir:$base/root
+lxc.rootfs.path = dir:$base/debian
 lxc.rootfs.options = ro
 lxc.idmap = u 0 100000 65536
 lxc.idmap = g 0 100000 65536
@@ -126,7 +126,7 @@ lxc.net.0.ipv4.address = 10.99.0.10/24
 lxc.hook.post-stop = $base/post-stop-$host
 CONFIG
 done
-mkdir -p root/var/lib/trivet
+mkdir -p debian/var/lib/trivet
 for _ in $(seq 100); do
   on c trivet volume create vms --size 1G >create.log 2>&1 && break
   sleep 0.1 # until the daemons answer

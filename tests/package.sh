@@ -57,16 +57,16 @@ if [ "${INSIDE:-}" != 1 ]; then
   for suite in ${SUITES:-bookworm}; do
     since=$SECONDS
     if [ -d "${ROOTS:-/nowhere}/$suite" ]; then
-      cp -a "$ROOTS/$suite" "$base/root"
+      cp -a "$ROOTS/$suite" "$base/debian"
     else
       debootstrap --variant=minbase \
         --include=systemd,systemd-sysv,man-db,iproute2,libnfs-utils \
-        "$suite" "$base/root" >"$base/log" 2>&1 || { tail -5 "$base/log"; exit 1; }
+        "$suite" "$base/debian" >"$base/log" 2>&1 || { tail -5 "$base/log"; exit 1; }
     fi
     say "$suite: a root in $((SECONDS - since)) s"
-    cp "$first" "$base/root/first.deb"
-    cp "$next" "$base/root/next.deb"
-    cp "$0" "$base/root/package.sh"
+    cp "$first" "$base/debian/first.deb"
+    cp "$next" "$base/debian/next.deb"
+    cp "$0" "$base/debian/package.sh"
     # shellcheck disable=SC2016 # for the shell inside
     INSIDE=1 unshare --mount --net --pid --fork --kill-child bash -eu -c '
       mount --bind "$0" "$0"
@@ -77,10 +77,10 @@ if [ "${INSIDE:-}" != 1 ]; then
       ip link set lo up
       exec chroot "$0" /usr/bin/env -i INSIDE=1 TRACE="${TRACE:-}" HOME=/ PATH=/usr/sbin:/usr/bin:/sbin:/bin \
         LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive bash /package.sh
-      ' "$base/root"
-    with_init "$base/root"
+      ' "$base/debian"
+    with_init "$base/debian"
     say "$suite: passed in $((SECONDS - since)) s"
-    rm -rf --one-file-system "$base/root"
+    rm -rf --one-file-system "$base/debian"
   done
   exit 0
 fi

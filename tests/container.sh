@@ -158,7 +158,10 @@ same() {
   timeout 30 nfs-cp "$url/file?version=3" again >/dev/null || fail "the export does not answer"
   cmp file again || fail "the file is not the same"
 }
-end() { for h in a b; do on $h lxc-stop -k -n 101 2>/dev/null || true; done; }
+end() {
+  for h in a b; do on $h lxc-stop -k -n 101 2>/dev/null || true; done
+  rmdir /sys/fs/cgroup/*/lxc.pivot 2>/dev/null || true # which LXC leaves
+}
 trap end EXIT
 
 code 2 on a ./trivet-hookscript 101

@@ -14,6 +14,7 @@ mod init;
 mod key;
 mod limits;
 mod pool;
+mod proxmox;
 mod region;
 mod replica;
 mod role;
@@ -118,6 +119,9 @@ pub enum Command {
     /// Volumes: replicated virtual disks
     #[command(subcommand, visible_alias = "v")]
     Volume(volume::Volume),
+    /// What Proxmox VE is to be told about a volume
+    #[command(subcommand)]
+    Proxmox(proxmox::ProxmoxCmd),
     /// Make the man pages and completions of a package
     #[command(subcommand, hide = true)]
     Generate(generate::Generate),
@@ -157,6 +161,7 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Limits => limits::run(output),
         Command::Up(args) => up::run(args, output),
         Command::Volume(args) => volume::run(args, output),
+        Command::Proxmox(args) => proxmox::run(&args, output),
         Command::Generate(args) => generate::run(&args, output),
     }
 }

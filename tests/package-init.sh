@@ -73,7 +73,7 @@ until_served
 
 # What the unit's limits must not be in the way of: mount, namespace, bridge, ports.
 mountpoint -q /mnt/vms || fail "the FUSE mount is not seen outside of the unit"
-ip -n trivet-vms addr | grep -q 'inet 10.99.0.10' || fail "no service address"
+ip -n trivet-vms addr | grep 'inet 10.99.0.10' >/dev/null || fail "no service address"
 echo hello >/mnt/vms/file
 sync /mnt/vms/file
 read_back() { [ "$(nfs-cat 'nfs://10.99.0.10/vms/file?version=3')" = hello ]; }

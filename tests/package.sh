@@ -101,7 +101,7 @@ listed >/tmp/before
 
 quietly apt-get install -y --no-install-recommends /first.deb
 trivet --version
-man trivet-volume-create | col -b | grep -q -- --size || fail "no man page of trivet volume create"
+man trivet-volume-create | col -b | grep -- --size >/dev/null || fail "no man page of trivet volume create"
 bash -n /usr/share/bash-completion/completions/trivet
 [ ! -e /etc/systemd/system/multi-user.target.wants/trivet.service ] || fail "enabled by itself"
 daemons() { grep -lx trivet /proc/[0-9]*/comm 2>/dev/null | sort | tr '\n' ' '; }
@@ -174,7 +174,7 @@ same() {
   cmp /tmp/file /tmp/again
   rm /tmp/again
 }
-nfs-ls "$url" | grep -q file || fail "the file is not on the export"
+nfs-ls "$url" | grep file >/dev/null || fail "the file is not on the export"
 same
 say "three nodes, a volume, a file on its export"
 

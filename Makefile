@@ -6,10 +6,10 @@ SIM := target/release/trivet-sim
 TAKEOVER := target/release/trivet-takeover
 
 .DEFAULT_GOAL := help
-.PHONY: help up down demo takeovers build check test test-long test-vm differential sim mutants bench fuzz deny clean
+.PHONY: help up down demo takeovers build deb check test test-long test-vm test-package test-container differential sim mutants bench fuzz deny clean
 
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: build ## Run it here: three replicas in var/trivet, mounted on var/mnt, exported over NFS (SIZE=100G)
 	@scripts/up $(TRIVET) $(if $(SIZE),--size $(SIZE))
@@ -25,6 +25,9 @@ takeovers: $(TAKEOVER) ## N=200 takeovers under load, checked (root; SEED=n repe
 
 build: ## Build target/release/trivet
 	$(CARGO) build --release --locked --bin trivet
+
+deb: build ## Build target/debian/trivet_VERSION_ARCH.deb, for this Debian and newer ones
+	@deploy/deb/build $(TRIVET)
 
 check: ## Formatting and lints, as CI has them
 	$(CARGO) fmt --all --check
@@ -45,6 +48,8 @@ test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed f
 	$(MAKE) test-vm CASES="files verify locks fight restart rpcbind fsx pjdfstest pjdfstest-nolock deaf" \
 	  STEPS=600 OPS=3000 SEEDS=3
 	$(MAKE) differential N=200000
+	$(MAKE) test-package SUITES="bookworm trixie"
+	$(MAKE) test-container
 	$(MAKE) takeovers N=200
 	$(MAKE) fuzz SECONDS=600
 
@@ -57,6 +62,14 @@ differential: ## The same random calls to ours and to nfs-ganesha, compared (roo
 	$(CARGO) build --locked --bins -p trivet -p trivet-differential
 	tests/differential/run target/debug/trivet target/debug/trivet-differential \
 	  -n $(or $(N),20000) $(if $(SEED),--seed $(SEED))
+
+test-package: ## Install, serve, upgrade, purge the package in a Debian of its own (root; SUITES=trixie)
+	$(CARGO) build --locked --bin trivet
+	SUITES="$(or $(SUITES),bookworm)" tests/package.sh target/debug/trivet
+
+test-container: ## The exporter in an unprivileged LXC container, driven by the hookscript (root)
+	$(CARGO) build --locked --bin trivet
+	tests/container.sh target/debug/trivet
 
 sim: $(SIM) ## Simulate the volume under faults: SEEDS=2000 worlds (FROM=n replays from n on)
 	$(SIM) --seeds $(or $(SEEDS),2000) $(if $(FROM),--from $(FROM))

@@ -7,6 +7,7 @@
 mod cmd;
 mod error;
 mod logging;
+mod notify;
 mod output;
 mod size;
 mod stop;

@@ -37,7 +37,8 @@ pub fn ask(
             address: address.to_string(),
             why,
         };
-        let expect = Expect::Node(node.to_owned());
+        // By name alone: an exporter hosts no member, and is asked all the same.
+        let expect = Expect::Named(node.to_owned());
         let mut client = match Client::connect(*address, security, &expect, CONNECT) {
             Ok(client) => client,
             Err(e) => {

@@ -585,7 +585,7 @@ impl Node {
         name: &str,
         address: SocketAddr,
     ) -> Result<std::convert::Infallible, String> {
-        let expect = Expect::Node(name.to_owned());
+        let expect = Expect::Named(name.to_owned());
         let mut client =
             Client::connect(address, &self.security, &expect, ANSWER).map_err(|e| e.to_string())?;
         let question = serde_json::to_vec(&Ask::Report).map_err(|e| e.to_string())?;

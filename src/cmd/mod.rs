@@ -9,10 +9,12 @@ mod driver;
 mod evict;
 mod fs;
 mod fsck;
+mod generate;
 mod init;
 mod key;
 mod limits;
 mod pool;
+mod proxmox;
 mod region;
 mod replica;
 mod role;
@@ -117,6 +119,12 @@ pub enum Command {
     /// Volumes: replicated virtual disks
     #[command(subcommand, visible_alias = "v")]
     Volume(volume::Volume),
+    /// What Proxmox VE is to be told about a volume
+    #[command(subcommand)]
+    Proxmox(proxmox::ProxmoxCmd),
+    /// Make the man pages and completions of a package
+    #[command(subcommand, hide = true)]
+    Generate(generate::Generate),
 }
 
 /// Does it.
@@ -153,6 +161,8 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Limits => limits::run(output),
         Command::Up(args) => up::run(args, output),
         Command::Volume(args) => volume::run(args, output),
+        Command::Proxmox(args) => proxmox::run(&args, output),
+        Command::Generate(args) => generate::run(&args, output),
     }
 }
 

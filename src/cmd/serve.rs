@@ -21,6 +21,7 @@ use trivet_protocol::Recorder;
 use super::cluster::{ClusterArgs, failed};
 use super::downstairs::failed as cluster_failed;
 use crate::error::CliError;
+use crate::notify::Manager;
 use crate::output::{self, Format};
 use crate::stop::Stop;
 
@@ -61,6 +62,12 @@ pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
     more_files();
     if !args.supervised && !args.no_supervisor {
         return supervise(&args, &stop);
+    }
+    let manager = Manager::of_this_process();
+    if let Some(manager) = &manager {
+        manager
+            .keep_telling(&stop)
+            .map_err(|e| CliError::failed(format_args!("cannot tell systemd: {e}")))?;
     }
     let mut guard = Guard::none();
     if args.supervised {
@@ -114,6 +121,9 @@ pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
         }
     };
     output::print(format, &ready, text)?;
+    if let Some(manager) = &manager {
+        manager.ready(&text(&ready));
+    }
     let mut read = Configured::now(&args.cluster.config);
     while !stop.wait_for(LOOK) {
         read.follow(&node);

@@ -1,0 +1,102 @@
+//! A node that only exports hosts no member, and all the same is heard by the others and takes
+//! their commands: a cluster manager on a host promotes the exporter in a container.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test"
+)]
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn trivet(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trivet"));
+    command
+        .env("TRIVET_CONFIG", dir.join("trivet.toml"))
+        .env("TRIVET_KEY", dir.join("a.key"))
+        .env("TRIVET_LOG", "error");
+    command
+}
+
+/// Ended when the test is over, however that is.
+struct Served(Child);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_exporter_is_heard_and_takes_commands_from_hosts() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let pid = std::process::id();
+    // Addresses of loopback that no other test of this machine has.
+    let address = |n: u32| format!("127.{n}.{}.{}", pid / 250 % 250, pid % 250 + 1);
+    let made = trivet(dir)
+        .arg("init")
+        .args(["--node", &format!("a={}", address(84))])
+        .args(["--node", &format!("e={}", address(85))])
+        .args(["--driver", "external", "--allow", "127.0.0.1"])
+        .args(["--out".as_ref(), dir.as_os_str()])
+        .args(["--pool".as_ref(), dir.join("pool").as_os_str()])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let file = dir.join("trivet.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (a, e) = text.split_once("name = \"e\"").unwrap();
+    let e = e.replace(r#"["replica", "exporter"]"#, r#"["exporter"]"#);
+    let (head, volume) = e.split_once("[node.pools]").unwrap();
+    let (_, volume) = volume.split_once("[[volume]]").unwrap();
+    let text = format!("{a}name = \"e\"{head}[[volume]]{volume}");
+    std::fs::write(&file, text).unwrap();
+    let pool = trivet(dir)
+        .args(["pool", "create"])
+        .arg(dir.join("pool"))
+        .output();
+    assert!(pool.unwrap().status.success());
+    let serve = |name: &str| {
+        let child = trivet(dir)
+            .args(["serve", "--no-supervisor", "--node", name, "--key"])
+            .arg(dir.join(format!("{name}.key")))
+            .arg("--state")
+            .arg(dir.join(format!("state-{name}")))
+            .stdout(Stdio::null())
+            .spawn();
+        Served(child.unwrap())
+    };
+    let _both = [serve("a"), serve("e")];
+
+    // It answers a host: not active, which is code 7 and no "cannot be reached".
+    let began = Instant::now();
+    loop {
+        let out = trivet(dir)
+            .args(["driver", "monitor", "vms", "--node", "e"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(out.stderr).unwrap();
+        if said.contains("vms is not active on e") {
+            assert_eq!(out.status.code(), Some(7));
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{said}");
+    }
+    // And is seen by the other node.
+    loop {
+        let out = trivet(dir).args(["status", "-o", "json"]).output().unwrap();
+        let seen: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+        let nodes = seen["nodes"].as_array().cloned().unwrap_or_default();
+        if nodes.len() == 2 && nodes.iter().all(|n| n["trouble"].is_null()) {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{seen:#}");
+    }
+}

@@ -46,11 +46,13 @@ fio_job mapped --rw=randrw --bs=4k --ioengine=mmap --fsync=64
 say "fio read back what it wrote"
 
 # --- stress-ng ------------------------------------------------------------------------------------
-# Of its file-system class what works on one directory. Not in the list: binderfs, procfs, sysfs
-# (other file systems); verity, file-ioctl, inode-flags, chattr (ioctls that FUSE has not); lease,
-# fanotify, dnotify, inotify, eventfd, dup, ioprio (the kernel's own).
+# Of its file-system class what works on one directory. Not lockf: it kills a child that waits for a
+# lock of the parent's, and then waits for its end, which no signal can bring about (docs/design.md,
+# section 7). Nor binderfs, procfs, sysfs (other file systems); verity, file-ioctl, inode-flags,
+# chattr (ioctls that FUSE has not); lease, fanotify, dnotify, inotify, eventfd, dup, ioprio (the
+# kernel's own).
 stressors=(access chdir chmod chown copy-file dentry dir dirdeep dirmany fallocate fcntl
-  fiemap filename flock fpunch fsize fstat getdent handle hdd io iomix link locka lockf lockofd
+  fiemap filename flock fpunch fsize fstat getdent handle hdd io iomix link locka lockofd
   mknod open readahead rename revio seek sendfile splice symlink sync-file touch unlink
   utime xattr mmap)
 mkdir "$mnt/stress"

@@ -6,6 +6,8 @@
 //!
 //! Bounded: [`QUEUE`] jobs wait; a promotion takes at most its own time-out.
 
+mod network;
+
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -25,10 +27,10 @@ use crate::guard::{self, BootMs, Held};
 use crate::messages::{
     ActiveReport, Answer, Ask, EventKind, Move, MoveKind, Promote, RoleReport, Standing, Want,
 };
-use crate::net::ServiceNet;
 use crate::node::Node;
 use crate::stack::{Around, Stack};
 use crate::timeline::Timeline;
+use network::Network;
 
 /// Jobs that wait, at most.
 const QUEUE: usize = 16;
@@ -101,6 +103,7 @@ impl Role {
             not_before: Instant::now(),
             said: None,
             degraded: None,
+            network: Network::default(),
         };
         let thread = thread::Builder::new()
             .name(format!("role-{}", config.name))
@@ -238,11 +241,11 @@ struct Worker {
     said: Option<String>,
     /// Whether redundancy was missing when it looked last.
     degraded: Option<bool>,
+    network: Network,
 }
 
 impl Worker {
     fn run(mut self, queue: &Receiver<Job>) {
-        self.clear_network();
         loop {
             match queue.recv_timeout(TICK) {
                 Ok(Job::Promote(p, reply)) => {
@@ -265,16 +268,10 @@ impl Worker {
         }
     }
 
-    /// What an earlier daemon left behind.
-    fn clear_network(&self) {
-        let Some((_, config)) = self.config() else {
-            return;
-        };
-        if let Some(service) = &config.service
-            && !config.exports.is_empty()
-            && let Err(error) = ServiceNet::new(&self.name, self.id, service).prepare()
-        {
-            tracing::error!(volume = self.name, %error, "no service address can be had here");
+    fn prepare_network(&mut self) {
+        if let Some((node, config)) = self.config() {
+            let exporter = node.me().is_some_and(|n| n.is(NodeRole::Exporter));
+            self.network.prepare(&config, exporter);
         }
     }
 
@@ -341,7 +338,10 @@ impl Worker {
                     });
                 }
             },
-            None => self.consider(),
+            None => {
+                self.prepare_network();
+                self.consider();
+            }
         }
     }
 
@@ -466,7 +466,7 @@ impl Worker {
     }
 
     fn try_promote(
-        &self,
+        &mut self,
         node: &Arc<Node>,
         config: &VolumeConfig,
         p: &Promote,
@@ -498,11 +498,7 @@ impl Worker {
             kind = MoveKind::Planned;
             timeline.mark("given up by the former holder");
         }
-        if let Some(service) = &config.service
-            && !config.exports.is_empty()
-        {
-            ServiceNet::new(&self.name, self.id, service).prepare()?;
-        }
+        self.network.take(config)?;
         let left = deadline.saturating_duration_since(Instant::now());
         let volume = node.attach(config, p, left)?;
         timeline.mark("claimed and recovered");

@@ -13,6 +13,8 @@
 //! The commands are iproute2's, as a person would type them; each is bounded by [`PATIENCE`].
 
 mod announce;
+#[cfg(test)]
+mod tests;
 mod tickle;
 
 use std::net::{IpAddr, SocketAddr};
@@ -73,23 +75,23 @@ impl ServiceNet {
         self.config.address.ip
     }
 
-    /// Makes what is missing of namespace and interface, and takes the address away.
+    /// Makes namespace and interface, without the address. What is there of an earlier reign goes:
+    /// sockets whose last words found no address stay for minutes, and would answer a client that
+    /// has the same port again in the place of a reset.
     ///
     /// # Errors
     /// iproute2 is not there, the bridge is not, or it takes more rights.
     pub fn prepare(&self) -> Result<()> {
         let (ns, inside, outside) = (&self.name, &self.inside, &self.outside);
-        if !self.path().exists() {
-            ip(&["netns", "add", ns])?;
-        }
+        self.remove();
+        ip(&["netns", "add", ns])?;
         let in_ns = |args: &[&str]| ip(&[&["-n", ns.as_str()], args].concat());
-        if in_ns(&["link", "show", "dev", inside]).is_err() {
-            // The other end may be left from a namespace that is gone; often it is not there.
-            let _ = ip(&["link", "del", outside]);
-            let peer = ["peer", "name", inside, "netns", ns];
-            ip(&[&["link", "add", outside, "type", "veth"], &peer[..]].concat())?;
-        }
-        self.hide()?;
+        // As libvirt and Proxmox have it: a bridge takes the lowest address of its ports for its
+        // own, which must not be this one.
+        let own = format!("fe:{}", self.address_of_port());
+        let peer = ["peer", "name", inside, "netns", ns];
+        let port = ["link", "add", outside, "address", &own, "type", "veth"];
+        ip(&[&port, &peer[..]].concat())?;
         ip(&["link", "set", outside, "master", &self.config.bridge])?;
         ip(&["link", "set", outside, "up"])?;
         in_ns(&["link", "set", "lo", "up"])?;
@@ -114,6 +116,20 @@ impl ServiceNet {
         })?
     }
 
+    /// Whether what [`ServiceNet::prepare`] made is still there; its interface is in the bridge
+    /// then, also if the bridge is a new one.
+    pub fn is_there(&self) -> bool {
+        let port = ["link", "set", &self.outside, "master", &self.config.bridge];
+        self.path().exists() && ip(&[&port[..], &["up"]].concat()).is_ok()
+    }
+
+    /// Five bytes of a hardware address.
+    fn address_of_port(&self) -> String {
+        let digits = self.outside.trim_start_matches("tvo").as_bytes();
+        let bytes = digits.chunks(2).map(String::from_utf8_lossy);
+        bytes.collect::<Vec<_>>().join(":")
+    }
+
     /// Takes the address away for certain: if that fails, its interface goes, and with it
     /// everything.
     ///
@@ -121,6 +137,10 @@ impl ServiceNet {
     /// Neither can be done.
     pub fn hide_for_certain(&self) -> Result<()> {
         self.hide().or_else(|error| {
+            if ip(&["link", "show", "dev", &self.outside]).is_err() {
+                // Without its interface there is no way to the address.
+                return Ok(());
+            }
             tracing::warn!(%error, "the service address is taken away with its interface");
             ip(&["link", "del", &self.outside])
         })

@@ -10,6 +10,8 @@
 )]
 
 mod common;
+#[path = "common/wait.rs"]
+mod wait;
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -43,15 +45,8 @@ const LEASE: Duration = Duration::from_secs(2);
 /// 64 MiB: small enough to check as a whole, twice the size of what a region's log holds at once.
 const BLOCKS: u64 = 16_384;
 
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(
-            began.elapsed() < PATIENCE,
-            "waited {PATIENCE:?} for: {what}"
-        );
-        std::thread::park_timeout(Duration::from_millis(5));
-    }
+fn wait_for(what: &str, done: impl FnMut() -> bool) {
+    wait::within(PATIENCE, what, done);
 }
 
 /// Three replica processes and where they keep their data.

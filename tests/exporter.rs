@@ -8,30 +8,15 @@
     reason = "a test"
 )]
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+#[path = "common/daemon.rs"]
+mod daemon;
+
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use daemon::{Served, done, trivet};
+
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn trivet(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_trivet"));
-    command
-        .env("TRIVET_CONFIG", dir.join("trivet.toml"))
-        .env("TRIVET_KEY", dir.join("a.key"))
-        .env("TRIVET_LOG", "error");
-    command
-}
-
-/// Ended when the test is over, however that is.
-struct Served(Child);
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn an_exporter_is_heard_and_takes_commands_from_hosts() {
@@ -40,16 +25,15 @@ fn an_exporter_is_heard_and_takes_commands_from_hosts() {
     let pid = std::process::id();
     // Addresses of loopback that no other test of this machine has.
     let address = |n: u32| format!("127.{n}.{}.{}", pid / 250 % 250, pid % 250 + 1);
-    let made = trivet(dir)
-        .arg("init")
-        .args(["--node", &format!("a={}", address(84))])
-        .args(["--node", &format!("e={}", address(85))])
-        .args(["--driver", "external", "--allow", "127.0.0.1"])
-        .args(["--out".as_ref(), dir.as_os_str()])
-        .args(["--pool".as_ref(), dir.join("pool").as_os_str()])
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{made:?}");
+    done(
+        trivet(dir)
+            .arg("init")
+            .args(["--node", &format!("a={}", address(84))])
+            .args(["--node", &format!("e={}", address(85))])
+            .args(["--driver", "external", "--allow", "127.0.0.1"])
+            .args(["--out".as_ref(), dir.as_os_str()])
+            .args(["--pool".as_ref(), dir.join("pool").as_os_str()]),
+    );
     let file = dir.join("trivet.toml");
     let text = std::fs::read_to_string(&file).unwrap();
     let (a, e) = text.split_once("name = \"e\"").unwrap();
@@ -58,11 +42,7 @@ fn an_exporter_is_heard_and_takes_commands_from_hosts() {
     let (_, volume) = volume.split_once("[[volume]]").unwrap();
     let text = format!("{a}name = \"e\"{head}[[volume]]{volume}");
     std::fs::write(&file, text).unwrap();
-    let pool = trivet(dir)
-        .args(["pool", "create"])
-        .arg(dir.join("pool"))
-        .output();
-    assert!(pool.unwrap().status.success());
+    done(trivet(dir).args(["pool", "create"]).arg(dir.join("pool")));
     let serve = |name: &str| {
         let child = trivet(dir)
             .args(["serve", "--no-supervisor", "--node", name, "--key"])

@@ -9,38 +9,17 @@
     reason = "a test"
 )]
 
+#[path = "common/daemon.rs"]
+mod daemon;
+
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
+use daemon::{Served, done, trivet};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn trivet(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_trivet"));
-    command
-        .env("TRIVET_CONFIG", dir.join("trivet.toml"))
-        .env("TRIVET_KEY", dir.join("a.key"))
-        .env("TRIVET_LOG", "error");
-    command
-}
-
-fn done(command: &mut Command) {
-    let out = command.output().unwrap();
-    assert!(out.status.success(), "{command:?}: {out:?}");
-}
-
-/// The supervisor, ended with its daemon if a test fails.
-struct Served(Child);
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn hear(socket: &UnixDatagram) -> String {
     let mut line = [0; 512];

@@ -9,13 +9,16 @@
     reason = "a test"
 )]
 
+#[path = "common/wait.rs"]
+mod wait;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use trivet_nfs::client::nfs::{NfsClient, Url};
@@ -23,15 +26,8 @@ use trivet_nfs::client::nfs::{NfsClient, Url};
 const TRIVET: &str = env!("CARGO_BIN_EXE_trivet");
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(
-            began.elapsed() < PATIENCE,
-            "waited {PATIENCE:?} for: {what}"
-        );
-        std::thread::park_timeout(Duration::from_millis(50));
-    }
+fn wait_for(what: &str, done: impl FnMut() -> bool) {
+    wait::within(PATIENCE, what, done);
 }
 
 /// Ports that nobody has now.

@@ -7,6 +7,7 @@ use trivet_node::members::may_keep;
 use trivet_node::messages::{Ask, ClusterReport};
 
 use super::cluster::{Cluster, ClusterArgs};
+use super::replica::Manner;
 use super::role::confirm;
 use super::status::active;
 use crate::error::CliError;
@@ -21,21 +22,9 @@ const LOOK: Duration = Duration::from_millis(300);
 #[derive(Debug, Args)]
 pub struct EvictArgs {
     #[command(flatten)]
-    cluster: ClusterArgs,
+    manner: Manner,
     /// Name of the node, which must be dead
     node: String,
-    /// Wait until no volume has a member there any more
-    #[arg(long)]
-    wait: bool,
-    /// Seconds to wait, at most
-    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
-    timeout: u64,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
-    /// Say what would be done, and do nothing
-    #[arg(long)]
-    dry_run: bool,
 }
 
 /// Which node.
@@ -52,7 +41,7 @@ pub struct RestoreArgs {
 /// # Errors
 /// Why not.
 pub fn evict(args: &EvictArgs, format: Format) -> Result<(), CliError> {
-    let cluster = args.cluster.open()?;
+    let cluster = args.manner.cluster.open()?;
     let seen = cluster.report()?;
     let plan = plan(&cluster, &seen, &args.node)?;
     let mut what = format!("{} is given up", args.node);
@@ -60,10 +49,10 @@ pub fn evict(args: &EvictArgs, format: Format) -> Result<(), CliError> {
         what.push_str("; ");
         what.push_str(line);
     }
-    if args.dry_run {
+    if args.manner.dry_run {
         return output::print(format, &what, |w| format!("would: {w}\n"));
     }
-    if !args.yes {
+    if !args.manner.yes {
         confirm(&what)?;
     }
     let ask = Ask::Evict {
@@ -71,7 +60,7 @@ pub fn evict(args: &EvictArgs, format: Format) -> Result<(), CliError> {
         evicted: true,
     };
     cluster.ask(&seen.by, &ask, QUICK)?;
-    if args.wait {
+    if args.manner.wait {
         wait(&cluster, args)?;
     }
     output::print(format, &what, |w| format!("{w}\n"))
@@ -155,7 +144,7 @@ fn plan(cluster: &Cluster, seen: &ClusterReport, node: &str) -> Result<Vec<Strin
 }
 
 fn wait(cluster: &Cluster, args: &EvictArgs) -> Result<(), CliError> {
-    let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    let deadline = Instant::now() + Duration::from_secs(args.manner.timeout);
     loop {
         let seen = cluster.report()?;
         let left = cluster.config.volumes.iter().any(|v| {
@@ -168,7 +157,7 @@ fn wait(cluster: &Cluster, args: &EvictArgs) -> Result<(), CliError> {
         if Instant::now() > deadline {
             return Err(CliError::failed(format_args!(
                 "{} is given up, and some volume still has a member there after {} s",
-                args.node, args.timeout
+                args.node, args.manner.timeout
             ))
             .hint("it goes on by itself; look at `trivet status`"));
         }

@@ -47,21 +47,21 @@ pub struct ListArgs {
 
 /// How to go about it.
 #[derive(Debug, Args)]
-struct Manner {
+pub struct Manner {
     #[command(flatten)]
-    cluster: ClusterArgs,
+    pub cluster: ClusterArgs,
     /// Wait until the new one has everything and the old one is gone
     #[arg(long)]
-    wait: bool,
+    pub wait: bool,
     /// Seconds to wait, at most
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
-    timeout: u64,
+    pub timeout: u64,
     /// Do not ask
     #[arg(short, long)]
-    yes: bool,
+    pub yes: bool,
     /// Say what would be done, and do nothing
     #[arg(long)]
-    dry_run: bool,
+    pub dry_run: bool,
 }
 
 /// Of which volume, where.

@@ -7,7 +7,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -110,7 +109,7 @@ struct Faults<'a> {
     replicas: Replicas,
     volume: Option<Arc<ReplicatedVolume>>,
     load: Load,
-    stop: &'a AtomicBool,
+    stop: &'a Stop,
 }
 
 impl<'a> Faults<'a> {
@@ -138,7 +137,7 @@ impl<'a> Faults<'a> {
                 at_most: u64::MAX,
                 seed,
             },
-            stop: stop.flag(),
+            stop,
         })
     }
 
@@ -148,19 +147,20 @@ impl<'a> Faults<'a> {
 
     fn all(&mut self, args: &FaultsArgs, seed: u64) -> Result<FaultReport, BenchError> {
         let written = (args.written << 30) / BLOCK_BYTES as u64;
-        load::fill(&*self.volume()?, 0..written, seed, self.stop)?;
+        load::fill(&*self.volume()?, 0..written, seed, self.stop.flag())?;
+        let stop = self.stop;
         let mut loads = vec![self.under("none", |_, _| Ok(()))?];
         loads.push(self.under("one replica hangs", |replicas, third| {
             signal(replicas, Signal::STOP)?;
-            // The measurement's own time.
-            std::thread::sleep(third);
+            stop.wait_for(third);
             signal(replicas, Signal::CONT)
         })?);
-        loads.push(self.under("one replica crawls", crawl)?);
+        loads.push(self.under("one replica crawls", |replicas, third| {
+            crawl(replicas, third, stop)
+        })?);
         loads.push(self.under("one replica is dead", |replicas, third| {
             replicas.kill(VICTIM);
-            // The measurement's own time.
-            std::thread::sleep(third);
+            stop.wait_for(third);
             replicas.restart(VICTIM).map_err(bench_error)
         })?);
         loads.push(self.brought_back()?);
@@ -193,9 +193,8 @@ impl<'a> Faults<'a> {
         let third = load.time / 3;
         let mut over = Instant::now();
         let sample = std::thread::scope(|scope| {
-            let running = scope.spawn(|| load::run(&*volume, load, stop));
-            // The measurement's own time.
-            std::thread::sleep(third);
+            let running = scope.spawn(|| load::run(&*volume, load, stop.flag()));
+            stop.wait_for(third);
             let done = fault(replicas, third);
             over = Instant::now();
             let sample = match running.join() {
@@ -214,10 +213,10 @@ impl<'a> Faults<'a> {
     fn brought_back(&mut self) -> Result<UnderFault, BenchError> {
         let volume = self.volume()?;
         self.replicas.kill(VICTIM);
-        load::run(&*volume, &self.load, self.stop)?;
+        load::run(&*volume, &self.load, self.stop.flag())?;
         self.replicas.restart(VICTIM).map_err(bench_error)?;
         let began = Instant::now();
-        let sample = load::run(&*volume, &self.load, self.stop)?;
+        let sample = load::run(&*volume, &self.load, self.stop.flag())?;
         self.all_in_sync(&volume)?;
         let again = began.elapsed().as_secs_f64();
         Ok(row("one replica is brought back", &sample, Some(again)))
@@ -226,14 +225,12 @@ impl<'a> Faults<'a> {
     fn all_in_sync(&self, volume: &ReplicatedVolume) -> Result<(), BenchError> {
         let began = Instant::now();
         while volume.status().members.iter().any(|m| !m.in_sync) {
-            if self.stop.load(Ordering::Relaxed) {
+            if self.stop.wait_for(POLL) {
                 return Err(BenchError::Interrupted);
             }
             if began.elapsed() > BACK_WITHIN {
                 return Err(BenchError::Stalled(BACK_WITHIN));
             }
-            // Between two looks; it ends with the condition, or with the bound above.
-            std::thread::sleep(POLL);
         }
         Ok(())
     }
@@ -261,7 +258,7 @@ impl<'a> Faults<'a> {
     /// one write made durable. `wait` passes unseen between the start and the activation.
     fn killed(&mut self, event: &'static str, wait: Duration) -> Result<Timed, BenchError> {
         let volume = self.volume.take().ok_or(BenchError::Interrupted)?;
-        load::run(&*volume, &self.load, self.stop)?;
+        load::run(&*volume, &self.load, self.stop.flag())?;
         for i in 0..3 {
             self.replicas.kill(i);
         }
@@ -274,7 +271,7 @@ impl<'a> Faults<'a> {
         }
         let opened = began.elapsed();
         // The lease runs out unmeasured.
-        std::thread::sleep(wait);
+        self.stop.wait_for(wait);
         let began = Instant::now();
         let volume = replicas.attach().map_err(bench_error)?;
         self.one_write(&volume)?;
@@ -291,7 +288,7 @@ impl<'a> Faults<'a> {
             at_least: BLOCK_BYTES as u64,
             ..self.load.clone()
         };
-        load::run(volume, &one, self.stop).map(drop)
+        load::run(volume, &one, self.stop.flag()).map(drop)
     }
 
     fn discard(&self) -> Result<Timed, BenchError> {
@@ -325,15 +322,13 @@ fn signal(replicas: &Replicas, signal: Signal) -> Result<(), BenchError> {
     }
 }
 
-fn crawl(replicas: &mut Replicas, third: Duration) -> Result<(), BenchError> {
+fn crawl(replicas: &mut Replicas, third: Duration, stop: &Stop) -> Result<(), BenchError> {
     let began = Instant::now();
-    while began.elapsed() < third {
+    while began.elapsed() < third && !stop.asked() {
         signal(replicas, Signal::STOP)?;
-        // This is what crawling is.
-        std::thread::sleep(CRAWL);
+        stop.wait_for(CRAWL);
         signal(replicas, Signal::CONT)?;
-        // Likewise.
-        std::thread::sleep(CRAWL);
+        stop.wait_for(CRAWL);
     }
     Ok(())
 }

@@ -125,9 +125,24 @@ impl Replays {
 }
 
 impl Once {
-    /// Whether the caller's connection has ended, so that a call not yet begun is not to begin.
-    pub fn is_gone(&self) -> bool {
-        self.call.as_ref().is_none_or(|c| c.replier.is_gone())
+    /// Whether the connections of the caller and of all who repeated the call have ended, so that
+    /// a call not yet begun is not to begin. It is no longer running then: whoever repeats it from
+    /// now on begins anew.
+    pub fn is_deserted(&mut self) -> bool {
+        let Some(call) = &self.call else {
+            return true;
+        };
+        if !call.replier.is_gone() {
+            return false;
+        }
+        let mut running = lock(&self.replays.running);
+        let joined = running.get(&(self.client, self.key));
+        if joined.is_some_and(|all| all.iter().any(|r| !r.is_gone())) {
+            return false;
+        }
+        running.remove(&(self.client, self.key));
+        self.call = None;
+        true
     }
 
     /// Answers the call and its repetitions with these results; the repliers go to `queued`, to

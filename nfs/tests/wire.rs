@@ -131,6 +131,53 @@ fn a_repetition_of_a_running_call_is_joined_to_it() {
     assert_eq!(fs.creations.load(Ordering::SeqCst), 1);
 }
 
+/// A call whose connection ends before it is begun is dropped; a repetition that had been joined
+/// to it was dropped with it, and its client waited for a minute.
+#[test]
+fn a_repetition_of_a_call_that_is_never_begun_is_answered() {
+    let fs = NullFs::new();
+    let server = serve(fs.clone());
+    let mut c = NfsClient::mount(&url(&server, EXPORT), false).unwrap();
+    let root = c.root.clone();
+    let xid = next_xid();
+    let create = |c: &mut RpcClient| {
+        c.send(xid, (PROGRAM, 3, 8), |e| {
+            e.opaque(&root).opaque(b"file").u32(1);
+            trivet_nfs::client::nfs::put_sattr(e, None, None);
+        })
+        .unwrap();
+    };
+    let end = Instant::now() + TIMEOUT;
+    let until = |done: &dyn Fn() -> bool| {
+        while !done() {
+            assert!(Instant::now() < end, "it does not come about");
+            std::thread::yield_now();
+        }
+    };
+    let store = fs.store.lock().unwrap();
+    create(&mut c.rpc);
+    until(&|| fs.looked.load(Ordering::SeqCst) == 1);
+    let mut second = RpcClient::connect(server.address(), TIMEOUT, false).unwrap();
+    create(&mut second);
+    until(&|| server.nfs().replays().joined.load(Ordering::SeqCst) == 1);
+    drop(c);
+    until(&|| server.pool().connections().len() == 1);
+    drop(store);
+    let mut d = second.receive().unwrap();
+    assert_eq!(decode_reply(&mut d).unwrap(), (xid, Ok(())));
+    // And nothing of it is left: without anybody who waits, the next one begins anew.
+    let store = fs.store.lock().unwrap();
+    create(&mut second);
+    until(&|| fs.looked.load(Ordering::SeqCst) == 2);
+    drop(second);
+    until(&|| server.pool().connections().is_empty());
+    drop(store);
+    let mut third = RpcClient::connect(server.address(), TIMEOUT, false).unwrap();
+    create(&mut third);
+    let mut d = third.receive().unwrap();
+    assert_eq!(decode_reply(&mut d).unwrap(), (xid, Ok(())));
+}
+
 #[test]
 fn programs_versions_and_procedures_that_are_not_served_are_named_so() {
     let server = serve(NullFs::new());

@@ -82,8 +82,8 @@ impl Nfs3 {
             Err(_) => call.refuse(AcceptStat::GarbageArgs),
             Ok(Err(status)) => self.fail(call, status, |e| arm.put_absent(e)),
             Ok(Ok(request)) => {
-                if let Some(once) = self.replays.begin(call)
-                    && !once.is_gone()
+                if let Some(mut once) = self.replays.begin(call)
+                    && !once.is_deserted()
                 {
                     self.run(once, request, arm);
                 }

@@ -17,6 +17,10 @@ pub struct NullFs {
     pub hold: std::sync::Mutex<()>,
     /// How many creations of `held` began; each waits for `hold`.
     pub creations: std::sync::atomic::AtomicU64,
+    /// Stored answers are looked for only while this is free, and how often they were.
+    pub store: std::sync::Mutex<()>,
+    /// See above.
+    pub looked: std::sync::atomic::AtomicU64,
     /// Whether the volume beneath is held.
     pub held: std::sync::atomic::AtomicBool,
 }
@@ -30,6 +34,8 @@ impl NullFs {
             zeros: Bytes::from(vec![0; 1 << 20]),
             hold: std::sync::Mutex::default(),
             creations: Default::default(),
+            store: std::sync::Mutex::default(),
+            looked: Default::default(),
             held: true.into(),
         })
     }
@@ -270,6 +276,9 @@ impl Vfs for NullFs {
         Vec::new()
     }
     fn replay(&self, _: u64, _: &[u8]) -> FsResult<Option<Bytes>> {
+        self.looked
+            .fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        drop(self.store.lock());
         Ok(None)
     }
     fn keep_reply(&self, _: u64, _: &[u8], _: Bytes) {}

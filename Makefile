@@ -41,6 +41,7 @@ test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed f
 	$(CARGO) build --locked --bin trivet
 	$(MAKE) sim SEEDS=$(or $(SEEDS),20000)
 	$(MAKE) mutants
+	TRIVET_FAULT_ROUNDS=140 $(CARGO) test --locked -p trivet --test faults -- --nocapture
 	SEEDS=200 scripts/suites target/debug/trivet
 	KILLS=20 tests/work.sh target/debug/trivet
 	SECONDS_EACH=20 FIO_MB=1024 tests/stress.sh target/debug/trivet

@@ -8,7 +8,7 @@ use trivet_replica::upstairs::Notice;
 use trivet_replica::volume::Batch;
 use trivet_replica::{Volume, VolumeError};
 
-use crate::world::{Attached, BLOCKS, World, bytes_of, wait_for};
+use crate::world::{Attached, BLOCKS, Between, World, bytes_of, wait_for};
 
 /// Of each disk: a log and its reserve take 8, the volume would take 32.
 const MIB: u64 = 26;
@@ -47,7 +47,7 @@ fn holds(attached: &Attached, block: u64, with: u8) -> bool {
 
 #[test]
 fn full_pools_refuse_new_data_and_nothing_else() {
-    let Some(world) = World::on_disks_of("full", Some(MIB)) else {
+    let Some(world) = World::new("full", Between::Small(MIB)) else {
         return;
     };
     let attached = world.attach();

@@ -7,14 +7,14 @@ use trivet_replica::Volume;
 use trivet_replica::upstairs::Notice;
 
 use crate::common::{History, seed};
-use crate::world::{BLOCKS, World, Writer, bytes_of, wait_for};
+use crate::world::{BLOCKS, Between, World, Writer, bytes_of, wait_for};
 
 /// Two leases and a half.
 const HANG: Duration = Duration::from_secs(5);
 
 #[test]
 fn two_of_three_disks_hang_and_the_lease_is_kept() {
-    let Some(world) = World::new("hang") else {
+    let Some(world) = World::new("hang", Between::Nothing) else {
         return;
     };
     let history = History {

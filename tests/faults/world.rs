@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CloneFlags, unshare};
 use rustix::process::Signal;
 use trivet_cluster::process::Downstairs;
 use trivet_downstairs::member::MemberState;
@@ -32,6 +33,8 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 pub const BLOCKS: u64 = 8192;
 /// Small, so that it is full and checkpointed all the time.
 const LOG: u64 = 4 << 20;
+/// Bytes of a disk with a file system on it: xfs takes no less than 300 MiB.
+const FORMATTED: u64 = 512 << 20;
 
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
@@ -50,9 +53,49 @@ struct Node {
     address: SocketAddr,
     process: Option<Downstairs>,
     // After the process, which uses it.
+    formatted: Option<Formatted>,
+    // After the file system, which lies on it.
     disk: Option<Mounted>,
     // After the failing disk, which lies on it.
     _small: Option<Small>,
+}
+
+impl Node {
+    fn new(dir: &Path, name: &str, between: Between) -> Result<Node, String> {
+        let pool = dir.join(name);
+        let backing = dir.join(format!("{name}.disk"));
+        std::fs::create_dir(&pool).unwrap();
+        let small = match between {
+            Between::Small(mib) => Some(Small::mount(&backing, mib)?),
+            // What a power cut leaves is the failing disk's doing, not that of what is below it.
+            Between::Formatted(_) => Some(Small::mount(&backing, FORMATTED >> 19)?),
+            Between::Nothing => None,
+        };
+        let at = match between {
+            Between::Formatted(_) => dir.join(format!("{name}.sectors")),
+            _ => pool.clone(),
+        };
+        std::fs::create_dir_all(&at).unwrap();
+        let disk = Mounted::new(&backing, &at).map_err(|e| format!("FUSE: {e}"))?;
+        let formatted = match between {
+            Between::Formatted(kind) => Some(Formatted::make(kind, &at, &pool)?),
+            _ => None,
+        };
+        Ok(Node {
+            member: MemberId::random(),
+            // A new file system is not empty.
+            pool: match formatted {
+                Some(_) => pool.join("pool"),
+                None => pool,
+            },
+            backing,
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            process: None,
+            formatted,
+            disk: Some(disk),
+            _small: small,
+        })
+    }
 }
 
 /// A small file system.
@@ -63,12 +106,8 @@ impl Small {
         std::fs::create_dir(at).unwrap();
         let size = format!("size={mib}m");
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at);
-        match mount.output() {
-            Ok(done) if done.status.success() => Ok(Small(at.to_owned())),
-            Ok(done) => Err(String::from_utf8_lossy(&done.stderr).into_owned()),
-            Err(e) => Err(e.to_string()),
-        }
+        run(mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at))?;
+        Ok(Small(at.to_owned()))
     }
 }
 
@@ -81,6 +120,78 @@ impl Drop for Small {
     }
 }
 
+/// What lies between the pool and the failing disk.
+#[derive(Clone, Copy)]
+pub enum Between {
+    /// Nothing: the pool is on it.
+    Nothing,
+    /// It is on a small one, in MiB.
+    Small(u64),
+    /// A file system of this kind, on a loop device whose sectors are on it.
+    Formatted(&'static str),
+}
+
+/// A file system of the kernel's, mounted on the pool's directory.
+struct Formatted {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl Formatted {
+    fn make(kind: &str, on: &Path, at: &Path) -> Result<Formatted, String> {
+        let image = on.join("sectors");
+        let file = std::fs::File::create(&image).map_err(|e| e.to_string())?;
+        file.set_len(FORMATTED).map_err(|e| e.to_string())?;
+        run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image))?;
+        // The disk's own name is no part of the test.
+        file.sync_all().map_err(|e| e.to_string())?;
+        let on = std::fs::File::open(on).and_then(|d| d.sync_all());
+        on.map_err(|e| e.to_string())?;
+        let made = Formatted {
+            image,
+            at: at.to_owned(),
+        };
+        made.mount()?;
+        Ok(made)
+    }
+
+    /// Replays its journal, if it has to.
+    fn mount(&self) -> Result<(), String> {
+        let mut mount = Command::new("mount");
+        run(mount.args(["-o", "loop"]).arg(&self.image).arg(&self.at))
+    }
+
+    fn unmount(&self) -> Result<(), String> {
+        run(Command::new("umount").arg(&self.at))
+    }
+}
+
+impl Drop for Formatted {
+    fn drop(&mut self) {
+        if let Err(e) = self.unmount() {
+            eprintln!("cannot unmount {}: {e}", self.at.display());
+        }
+    }
+}
+
+/// From here on this thread, and what it starts, mounts for itself. Otherwise a namespace that
+/// another test makes meanwhile has a copy of each mount, and none is ever quite gone.
+fn alone() -> Result<(), String> {
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|e| e.to_string())?;
+    run(Command::new("mount").args(["--make-rprivate", "/"]))
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let done = command.output().map_err(|e| format!("{command:?}: {e}"))?;
+    match done.status.success() {
+        true => Ok(()),
+        false => Err(format!(
+            "{command:?}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        )),
+    }
+}
+
 /// See the module's head.
 pub struct World {
     pub volume: VolumeId,
@@ -89,46 +200,25 @@ pub struct World {
 }
 
 impl World {
-    /// `None`, and a line in the list of skips, where FUSE cannot be mounted.
-    pub fn new(test: &str) -> Option<World> {
-        World::on_disks_of(test, None)
-    }
-
-    /// The same with disks of so many MiB, where they can be had.
-    pub fn on_disks_of(test: &str, mib: Option<u64>) -> Option<World> {
+    /// `None`, and a line in the list of skips, where such disks cannot be had.
+    pub fn new(test: &str, between: Between) -> Option<World> {
         let dir = tempfile::tempdir().unwrap();
         let mut nodes = Vec::new();
+        if let Between::Formatted(_) = between
+            && let Err(why) = alone()
+        {
+            skipped(&format!("faults {test}"), &why).unwrap();
+            return None;
+        }
         for name in ["a", "b", "c"] {
-            let (pool, backing) = (
-                dir.path().join(name),
-                dir.path().join(format!("{name}.disk")),
-            );
-            std::fs::create_dir(&pool).unwrap();
-            let small = match mib.map(|mib| Small::mount(&backing, mib)).transpose() {
-                Ok(small) => small,
-                Err(e) => {
-                    let why = format!("a small disk cannot be mounted here: {e}");
+            match Node::new(dir.path(), name, between) {
+                Ok(node) => nodes.push(node),
+                Err(why) => {
+                    let why = format!("its disks cannot be had here: {why}");
                     skipped(&format!("faults {test}"), &why).unwrap();
                     return None;
                 }
-            };
-            let disk = match Mounted::new(&backing, &pool) {
-                Ok(disk) => disk,
-                Err(e) => {
-                    let why = format!("FUSE cannot be mounted here: {e}");
-                    skipped(&format!("faults {test}"), &why).unwrap();
-                    return None;
-                }
-            };
-            nodes.push(Node {
-                member: MemberId::random(),
-                pool,
-                backing,
-                address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-                process: None,
-                disk: Some(disk),
-                _small: small,
-            });
+            }
         }
         let mut world = World {
             volume: VolumeId::random(),
@@ -198,6 +288,24 @@ impl World {
     pub fn kill(&mut self, i: usize) {
         if let Some(mut process) = self.nodes[i].process.take() {
             process.kill();
+        }
+    }
+
+    /// The power of a node fails, with what its disk had not synced, but for half of that, at random.
+    pub fn cut(&mut self, i: usize, seed: u64) {
+        let report = self.disk(i).cut(seed, 50).unwrap();
+        println!("  power of {i}: {report}");
+        self.kill(i);
+        if let Some(formatted) = &self.nodes[i].formatted {
+            formatted.unmount().unwrap();
+        }
+    }
+
+    /// And is back.
+    pub fn power_on(&mut self, i: usize) {
+        self.disk(i).power_on();
+        if let Some(formatted) = &self.nodes[i].formatted {
+            formatted.mount().unwrap();
         }
     }
 

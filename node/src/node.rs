@@ -136,6 +136,7 @@ impl Node {
         let roles =
             std::mem::take(&mut *self.roles.write().unwrap_or_else(PoisonError::into_inner));
         roles.values().for_each(|r| r.stop());
+        tracing::info!("every volume was given up");
         self.stop.store(true, Ordering::Release);
         for t in std::mem::take(&mut *lock(&self.threads)) {
             t.thread().unpark();

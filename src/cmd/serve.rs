@@ -128,12 +128,16 @@ pub fn run(args: ServeArgs, format: Format) -> Result<(), CliError> {
     while !stop.wait_for(LOOK) {
         read.follow(&node);
     }
+    tracing::info!("asked to end");
     drop(http);
     node.stop();
-    match Arc::into_inner(node).and_then(Node::into_host) {
+    tracing::info!("roles given up; the regions are closed");
+    let closed = match Arc::into_inner(node).and_then(Node::into_host) {
         Some(host) => host.close().map_err(|e| cluster_failed(&e)),
         None => Ok(()),
-    }
+    };
+    tracing::info!("ended");
+    closed
 }
 
 /// As many open files as the system grants: a connection of a client is two of them, one here and

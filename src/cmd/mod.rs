@@ -21,6 +21,7 @@ mod replica;
 mod role;
 mod serve;
 mod status;
+mod support;
 mod up;
 mod volume;
 mod volume_in_cluster;
@@ -77,6 +78,8 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Look for what is wrong here, and say what to do about it
     Doctor(doctor::DoctorArgs),
+    /// Put what somebody who is to help needs to see into one archive, without secrets
+    SupportBundle(support::SupportArgs),
     /// Wait until a volume is served, redundant, or stopped
     Wait(wait::WaitArgs),
     /// Make a node the active one of a volume
@@ -147,6 +150,7 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Serve(args) => serve::run(args, output),
         Command::Status(args) => status::run(&args, output),
         Command::Doctor(args) => doctor::run(&args, output),
+        Command::SupportBundle(args) => support::run(&args, output),
         Command::Promote(args) => role::promote(&args, output),
         Command::Demote(args) => role::demote(&args, output),
         Command::Wait(args) => wait::run(&args, output),

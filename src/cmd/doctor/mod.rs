@@ -143,6 +143,18 @@ pub fn diagnose(args: &DoctorArgs) -> Diagnosis {
     }
 }
 
+/// Of the lines of `/proc/mounts` those of the cluster's exports, and of our own FUSE mounts.
+pub fn own_mounts(config: Option<&Config>, text: &str) -> String {
+    let addresses = mounts::addresses(config);
+    let ours = |line: &&str| {
+        let all = mounts::parse(line);
+        all.iter()
+            .any(|m| mounts::is_ours(m, &addresses) || m.kind.starts_with("fuse.trivet"))
+    };
+    let lines = text.lines().filter(ours);
+    lines.map(|l| format!("{l}\n")).collect()
+}
+
 fn all_checks(
     seen: &Arc<Seen>,
     cluster: Option<Cluster>,

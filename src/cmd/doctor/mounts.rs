@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use trivet_node::Config;
+
 use super::Seen;
 use super::finding::Finding;
 
@@ -47,8 +49,8 @@ pub fn parse(text: &str) -> Vec<Mount> {
 }
 
 /// Addresses at which the cluster exports anything, or could.
-pub fn addresses(seen: &Seen) -> BTreeSet<IpAddr> {
-    let config = seen.config.iter();
+pub fn addresses(config: Option<&Config>) -> BTreeSet<IpAddr> {
+    let config = config.into_iter();
     let services = config
         .clone()
         .flat_map(|c| &c.volumes)
@@ -69,7 +71,7 @@ pub fn is_ours(m: &Mount, addresses: &BTreeSet<IpAddr>) -> bool {
 /// Looks.
 pub fn look(seen: &Seen) -> Vec<Finding> {
     let text = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
-    let addresses = addresses(seen);
+    let addresses = addresses(seen.config.as_ref());
     let all = parse(&text);
     let ours = all.iter().filter(|m| is_ours(m, &addresses));
     let out: Vec<Finding> = ours.flat_map(judge).collect();

@@ -45,35 +45,32 @@ pub fn look(seen: &Seen) -> Vec<Finding> {
         for address in &node.addresses {
             out.push(port(&format!("node {}", node.name), *address, &listeners));
         }
-        if !node.is(Role::Exporter) {
-            continue;
-        }
-        for v in config.volumes.iter().filter(|v| !v.exports.is_empty()) {
-            out.extend(export(v, &listeners));
-        }
     }
     let plain = |v: &VolumeConfig| v.service.is_none() && !v.exports.is_empty();
     let exporter = seen.own().any(|n| n.is(Role::Exporter));
+    if exporter {
+        let exported = config.volumes.iter().filter(|v| !v.exports.is_empty());
+        out.extend(exported.map(|v| export(v, &listeners)));
+    }
     let needed = exporter && config.volumes.iter().any(plain);
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, RPCBIND));
     let dumped = register::dump(local).ok();
     out.extend(rpcbind(needed, dumped.as_deref(), &listeners));
-    out.dedup();
     out
 }
 
-fn export(v: &VolumeConfig, listeners: &[Listener]) -> Option<Finding> {
+fn export(v: &VolumeConfig, listeners: &[Listener]) -> Finding {
     if v.service.is_some() {
-        return Some(Finding::ok(
+        return Finding::ok(
             CHECK,
             format!(
                 "volume {} is exported at its service address, in a namespace of its own",
                 v.name
             ),
-        ));
+        );
     }
     let all = SocketAddr::from((Ipv6Addr::UNSPECIFIED, v.port));
-    Some(port(&format!("volume {}", v.name), all, listeners))
+    port(&format!("volume {}", v.name), all, listeners)
 }
 
 /// Whether an address may be listened on by us, or is.

@@ -84,48 +84,61 @@ fn flags(stat: &str) -> Option<u64> {
 }
 
 fn judge(all: &[Daemon]) -> Vec<Finding> {
-    let mut out = Vec::new();
     if all.is_empty() {
-        out.push(Finding::ok(CHECK, "no `trivet serve` runs on this machine"));
+        return vec![Finding::ok(CHECK, "no `trivet serve` runs on this machine")];
     }
-    for d in all {
-        let node = d
-            .node
-            .as_deref()
-            .map_or(String::new(), |n| format!(" ({n})"));
-        let who = format!("trivet serve{node}, process {}", d.pid);
-        match d.oom_score_adj {
-            Some(score) if score > PROTECTED => out.push(Finding::warn(
+    let mut out = Vec::new();
+    for contained in [false, true] {
+        let these = || all.iter().filter(|d| d.contained == contained);
+        let place = if contained { " in a container" } else { "" };
+        let exposed = these().filter(|d| d.oom_score_adj.is_some_and(|s| s > PROTECTED));
+        match (names(exposed), names(these())) {
+            (_, None) => continue,
+            (None, Some(who)) => out.push(Finding::ok(
                 CHECK,
-                format!("{who}: OOM score {score}, when memory is short it may be killed"),
-                match d.contained {
-                    true => {
-                        "in a container its hookscript sets it: use that of /usr/share/trivet/lxc"
-                    }
+                format!("the memory killer takes others before trivet{place}: {who}"),
+            )),
+            (Some(who), _) => out.push(Finding::warn(
+                CHECK,
+                format!("short of memory, the kernel may kill trivet{place}: {who}"),
+                match contained {
+                    true => "its hookscript sets the score: use that of /usr/share/trivet/lxc",
                     false => "run it by its unit, which has OOMScoreAdjust=-950",
                 },
             )),
-            Some(score) => out.push(Finding::ok(CHECK, format!("{who}: OOM score {score}"))),
-            // It has ended meanwhile.
-            None => {}
         }
-        match d.io_flusher {
-            Some(false) => out.push(Finding::warn(
+        let waits = these().filter(|d| d.io_flusher == Some(false));
+        match names(waits) {
+            None => out.push(Finding::ok(
                 CHECK,
-                format!("{who}: is no IO flusher, short of memory it may wait for its own export"),
-                match d.contained {
+                format!("trivet{place} is an IO flusher: memory never makes it wait for itself"),
+            )),
+            Some(who) => out.push(Finding::warn(
+                CHECK,
+                format!(
+                    "no IO flusher, short of memory trivet{place} may wait for its own export: {who}"
+                ),
+                match contained {
                     true => {
-                        "nobody but a process with CAP_SYS_RESOURCE can set it, and none in an \
-                             unprivileged container has it: leave this host memory to spare"
+                        "only a process itself can set it, and none in an unprivileged container \
+                         may: leave this host memory to spare"
                     }
                     false => "run it by its unit, which lets it set that (CAP_SYS_RESOURCE)",
                 },
             )),
-            Some(true) => out.push(Finding::ok(CHECK, format!("{who}: is an IO flusher"))),
-            None => {}
         }
     }
     out
+}
+
+/// Processes and the nodes that they name; nothing for none.
+fn names<'a>(daemons: impl Iterator<Item = &'a Daemon>) -> Option<String> {
+    let name = |d: &Daemon| match &d.node {
+        Some(node) => format!("{} ({node})", d.pid),
+        None => d.pid.to_string(),
+    };
+    let all: Vec<String> = daemons.map(name).collect();
+    (!all.is_empty()).then(|| format!("process {}", all.join(", ")))
 }
 
 /// Names of the processes that have these sockets, by inode; takes root for those of others.
@@ -143,12 +156,28 @@ pub fn owners(proc: &Path, sockets: &[u64]) -> BTreeMap<u64, String> {
             };
             let inode = socket_of(&target.to_string_lossy());
             if let Some(inode) = inode.filter(|i| sockets.contains(i)) {
-                let name = std::fs::read_to_string(dir.join("comm")).unwrap_or_default();
-                found.insert(inode, name.trim().to_owned());
+                found.insert(inode, name_of(&dir));
             }
         }
     }
     found
+}
+
+/// As it calls itself: the name of the file that runs is "exe" for a daemon that its parent started
+/// out of `/proc/self/exe`.
+fn name_of(dir: &Path) -> String {
+    let line = std::fs::read(dir.join("cmdline")).unwrap_or_default();
+    let first = line.split(|b| *b == 0).next().unwrap_or_default();
+    let first = String::from_utf8_lossy(first);
+    // Some put what they do into their first argument: "nginx: worker".
+    let word = first.split([' ', ':']).next().unwrap_or_default();
+    match word.rsplit('/').next() {
+        Some(name) if !name.is_empty() => name.to_owned(),
+        _ => std::fs::read_to_string(dir.join("comm"))
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
+    }
 }
 
 fn socket_of(target: &str) -> Option<u64> {
@@ -200,6 +229,15 @@ mod tests {
         d.io_flusher = Some(false);
         d.contained = true;
         assert_eq!(levels(&d), [Level::Warn, Level::Warn]);
+        let found = judge(&[
+            Daemon {
+                pid: 8,
+                ..d.clone()
+            },
+            d,
+        ]);
+        assert_eq!(found.len(), 2, "one finding for all: {found:#?}");
+        assert!(found[0].what.ends_with("process 8, 7"));
     }
 
     #[test]
@@ -208,8 +246,9 @@ mod tests {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let link = format!("/proc/self/fd/{}", socket.as_raw_fd());
         let inode = socket_of(&std::fs::read_link(link).unwrap().to_string_lossy()).unwrap();
-        let own = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let program = std::env::current_exe().unwrap();
+        let own = program.file_name().and_then(|n| n.to_str());
         let found = owners(Path::new("/proc"), &[inode]);
-        assert_eq!(found.get(&inode).map(String::as_str), Some(own.trim()));
+        assert_eq!(found.get(&inode).map(String::as_str), own);
     }
 }

@@ -265,7 +265,7 @@ fn loader(program: &Path) -> io::Result<Option<PathBuf>> {
     };
     let field = |at, len| number(&head, at, len).ok_or_else(wrong);
     let (table, size, count) = (field(32, 8)?, field(54, 2)?, field(56, 2)?);
-    if size < 56 || size > MOST || count > MOST {
+    if !(56..=MOST).contains(&size) || count > MOST {
         return Err(wrong());
     }
     for n in 0..count {

@@ -2,7 +2,7 @@
 # The exporter in a real unprivileged LXC container, driven by the hookscript that Proxmox calls: two
 # hosts and a third one in network namespaces, each with a replica. Started: active, served. Stopped and
 # started elsewhere, crashed and started elsewhere: the file is there, and no two are ever active.
-# Usage: container.sh TRIVET, as root. ROOTS=DIR as in package.sh.
+# The container's root is what `trivet proxmox container-root` makes. Usage: container.sh TRIVET, as root.
 # What Proxmox does is done here by hand, in its order: pre-start, lxc-start, post-start; pre-stop,
 # lxc-stop; post-stop by LXC itself.
 set -euo pipefail
@@ -11,19 +11,14 @@ skip() { say "skipped: $*"; exit 77; }
 if [ "${INSIDE:-}" != 1 ]; then
   trivet=$(realpath "$1")
   [ "$(id -u)" = 0 ] || skip "needs root"
-  for tool in lxc-start newuidmap nft nfs-cp debootstrap; do
-    command -v "$tool" >/dev/null || skip "needs $tool (lxc uidmap nftables libnfs-utils debootstrap)"
+  for tool in lxc-start newuidmap nft nfs-cp; do
+    command -v "$tool" >/dev/null || skip "needs $tool (lxc uidmap nftables libnfs-utils)"
   done
   cd "$(dirname "$0")/.."
   base=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-container.XXXXXX")
   trap 'rm -rf --one-file-system "$base"' EXIT
   chmod 755 "$base"
-  if [ -d "${ROOTS:-/nowhere}/bookworm" ]; then
-    cp -a "$ROOTS/bookworm" "$base/debian"
-  else
-    debootstrap --variant=minbase --include=iproute2 bookworm "$base/debian" >"$base/log" 2>&1
-  fi
-  install -m 755 "$trivet" "$base/debian/usr/bin/trivet"
+  "$trivet" proxmox container-root "$base/root"
   install -m 755 "$trivet" deploy/lxc/trivet-hookscript "$base/"
   mv "$base/$(basename "$trivet")" "$base/trivet" 2>/dev/null || true
   INSIDE=1 unshare --mount --net --pid --fork --kill-child "$0" "$base"
@@ -94,11 +89,11 @@ for n in a b c; do
   on $n trivet serve --node $n --key $n.key --state "state-$n" >$n.log 2>&1 &
 done
 # The container: its root, configuration and key are the same on both hosts, its state is not.
-mkdir -p debian/etc/trivet
-cp trivet.toml debian/etc/trivet/
-install -m 600 vms.key debian/etc/trivet/node.key
+install -d -m 700 conf
+cp trivet.toml conf/
+install -m 600 vms.key conf/node.key
 echo VOLUME=vms >ct.conf
-chown -R 100000:100000 debian
+chown -R 100000:100000 conf
 for host in a b; do
   mkdir -p "lxc-$host/101" "ct-$host"
   chown 100000:100000 "ct-$host"
@@ -110,12 +105,14 @@ for host in a b; do
   chmod 755 "post-stop-$host"
   cat >"lxc-$host/101/config" <<CONFIG
 lxc.uts.name = vms
-lxc.rootfs.path = dir:$base/debian
+lxc.rootfs.path = dir:$base/root
 lxc.rootfs.options = ro
 lxc.idmap = u 0 100000 65536
 lxc.idmap = g 0 100000 65536
 lxc.init.cmd = /usr/bin/trivet serve --node vms
-lxc.mount.entry = $base/ct-$host var/lib/trivet none bind,create=dir 0 0
+lxc.signal.halt = SIGTERM
+lxc.mount.entry = $base/ct-$host var/lib/trivet none bind 0 0
+lxc.mount.entry = $base/conf etc/trivet none bind,ro 0 0
 lxc.mount.auto = proc:mixed sys:ro
 lxc.net.0.type = veth
 lxc.net.0.link = vmbr0
@@ -126,7 +123,6 @@ lxc.net.0.ipv4.address = 10.99.0.10/24
 lxc.hook.post-stop = $base/post-stop-$host
 CONFIG
 done
-mkdir -p debian/var/lib/trivet
 for _ in $(seq 100); do
   on c trivet volume create vms --size 1G >create.log 2>&1 && break
   sleep 0.1 # until the daemons answer
@@ -173,6 +169,19 @@ first=$(on a lxc-info -n 101 -p -H)
 read -r _ outer _ <"/proc/$first/uid_map"
 [ "$outer" = 100000 ] || fail "the container is privileged"
 on c trivet status || true
+# The daemon and its parent are protected, or the log says that this machine lets nobody do that.
+inside=$(readlink "/proc/$first/ns/pid") all=0 told=$(grep -c 'its OOM score stays' hook.log || true)
+for dir in /proc/[0-9]*; do
+  [ "$(readlink "$dir/ns/pid" 2>/dev/null)" = "$inside" ] || continue
+  all=$((all + 1))
+  [ "$(cat "$dir/oom_score_adj")" != -950 ] || told=$((told + 1))
+done
+if [ $all -lt 2 ] || [ "$told" != $all ]; then
+  cat hook.log
+  fail "$told of $all processes protected"
+fi
+on c trivet doctor --node c >doctor.log || true
+grep 'trivet in a container' doctor.log >/dev/null || { cat doctor.log; fail "doctor"; }
 head -c 20000000 /dev/urandom >file
 nfs-cp file "$url/file?version=3" >/dev/null || fail "copying onto the export"
 same

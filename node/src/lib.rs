@@ -9,6 +9,7 @@
 //! - [`net`]: the network namespace with the service address;
 //! - [`supervisor`], [`guard`]: the parent that puts right what a dead daemon leaves behind;
 //! - [`metrics`]: what is seen from outside, over HTTP;
+//! - [`host`]: its clocks and interfaces, for `trivet doctor`;
 //! - [`messages`], [`control`], [`client`]: what nodes and operators ask.
 //!
 //! Safety lies beneath, in the members' promises (invariants 1 and 2): whatever is decided here,
@@ -22,6 +23,7 @@ pub mod control;
 mod error;
 pub mod events;
 pub mod guard;
+pub mod host;
 mod known;
 pub mod members;
 pub mod messages;

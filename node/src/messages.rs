@@ -255,6 +255,21 @@ pub struct Report {
     pub pools: Vec<PoolReport>,
     /// Regions that it could not open, and the like.
     pub problems: Vec<String>,
+    /// Its host; none from a version that did not tell.
+    #[serde(default)]
+    pub host: Option<HostReport>,
+}
+
+/// The host of a node, for comparison with the others. Nothing rests on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Milliseconds of the wall clock since 1970.
+    pub wall_ms: u64,
+    /// Milliseconds of CLOCK_BOOTTIME, by which leases are counted.
+    pub boot_ms: u64,
+    /// Bytes of a packet, at most, on the interface with the node's first address.
+    #[serde(default)]
+    pub mtu: Option<u32>,
 }
 
 /// A pool.

@@ -55,6 +55,8 @@ pub struct Node {
     state: Mutex<State>,
     /// Room in its pools, a few seconds old at most.
     pools: Mutex<Vec<PoolReport>>,
+    /// Size of a packet towards the others, likewise.
+    mtu: Mutex<Option<u32>>,
     recorder: Arc<dyn Recorder>,
     guard: Arc<Guard>,
     /// Held while members of a volume are changed from here.
@@ -104,6 +106,7 @@ impl Node {
             clients: Mutex::default(),
             state: Mutex::new(state),
             pools: Mutex::default(),
+            mtu: Mutex::default(),
             recorder,
             guard: Arc::new(guard),
             changing: Mutex::default(),
@@ -513,6 +516,7 @@ impl Node {
             node_wishes: state.node_wishes(),
             pools: lock(&self.pools).clone(),
             problems,
+            host: Some(crate::host::report(*lock(&self.mtu))),
         }
     }
 

@@ -4,6 +4,7 @@ mod bench;
 mod client;
 mod cluster;
 mod config;
+mod doctor;
 mod downstairs;
 mod driver;
 mod evict;
@@ -20,6 +21,7 @@ mod replica;
 mod role;
 mod serve;
 mod status;
+mod support;
 mod up;
 mod volume;
 mod volume_in_cluster;
@@ -74,6 +76,10 @@ pub enum Command {
     /// Show who is active, since when, and how redundant everything is
     #[command(visible_alias = "st")]
     Status(status::StatusArgs),
+    /// Look for what is wrong here, and say what to do about it
+    Doctor(doctor::DoctorArgs),
+    /// Put what somebody who is to help needs to see into one archive, without secrets
+    SupportBundle(support::SupportArgs),
     /// Wait until a volume is served, redundant, or stopped
     Wait(wait::WaitArgs),
     /// Make a node the active one of a volume
@@ -143,6 +149,8 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Config(args) => config::run(&args, output),
         Command::Serve(args) => serve::run(args, output),
         Command::Status(args) => status::run(&args, output),
+        Command::Doctor(args) => doctor::run(&args, output),
+        Command::SupportBundle(args) => support::run(&args, output),
         Command::Promote(args) => role::promote(&args, output),
         Command::Demote(args) => role::demote(&args, output),
         Command::Wait(args) => wait::run(&args, output),

@@ -1,12 +1,13 @@
 //! NFSv3 and MOUNT calls from a client's side, as the tests and the load generator need them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
 use thiserror::Error;
 
 use super::rpc::{ClientError, RpcClient};
+use crate::export::MAX_PATH;
 use crate::mount::PROGRAM as MOUNT;
 use crate::nfs3::types::PROGRAM as NFS;
 use crate::portmap::{PORT, PROGRAM as PORTMAP};
@@ -14,6 +15,9 @@ use crate::xdr::{Dec, Enc, XdrResult};
 
 /// How long to wait for a connection or an answer.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Exports and groups of one answer that are read, at most.
+pub const MAX_EXPORTS: usize = 4096;
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -138,7 +142,7 @@ pub fn put_sattr(e: &mut Enc, mode: Option<u32>, size: Option<u64>) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
     /// Address of the server.
-    pub host: std::net::IpAddr,
+    pub host: IpAddr,
     /// Port of NFS, if it need not be asked for.
     pub nfs_port: Option<u16>,
     /// Port of MOUNT likewise.
@@ -191,8 +195,8 @@ impl std::str::FromStr for Url {
     }
 }
 
-fn port_of(host: std::net::IpAddr, program: u32) -> NfsResult<u16> {
-    let mut c = RpcClient::connect(SocketAddr::new(host, PORT), TIMEOUT, false)?;
+fn port_of(host: IpAddr, program: u32, timeout: Duration) -> NfsResult<u16> {
+    let mut c = RpcClient::connect(SocketAddr::new(host, PORT), timeout, false)?;
     let mut d = c.call((PORTMAP, 2, 3), |e| {
         e.u32(program).u32(3).u32(6).u32(0);
     })?;
@@ -202,6 +206,29 @@ fn port_of(host: std::net::IpAddr, program: u32) -> NfsResult<u16> {
         ))),
         port => Ok(port as u16),
     }
+}
+
+/// The names of the exports that a server tells anybody, as `showmount -e` asks: port mapper,
+/// then MOUNT. Each step takes `timeout` at most; at most [`MAX_EXPORTS`] are returned.
+///
+/// # Errors
+/// [`NfsClientError`].
+pub fn exports(host: IpAddr, timeout: Duration) -> NfsResult<Vec<String>> {
+    let port = port_of(host, MOUNT, timeout)?;
+    let mut c = RpcClient::connect(SocketAddr::new(host, port), timeout, false)?;
+    let mut d = c.call((MOUNT, 3, 5), |_| ())?;
+    let mut names = Vec::new();
+    while d.bool()? && names.len() < MAX_EXPORTS {
+        let name = d.opaque(MAX_PATH as u32)?;
+        names.push(String::from_utf8_lossy(&name).into_owned());
+        // Who may mount it, which is not asked for here.
+        let mut groups = 0;
+        while d.bool()? && groups < MAX_EXPORTS {
+            d.opaque(MAX_PATH as u32)?;
+            groups += 1;
+        }
+    }
+    Ok(names)
 }
 
 /// A client of one export.
@@ -226,8 +253,10 @@ fn check(d: &mut Dec, what: &'static str) -> NfsResult<()> {
 pub fn mount(url: &Url, reserved: bool) -> NfsResult<(SocketAddr, Fh)> {
     let mount_port = url
         .mount_port
-        .map_or_else(|| port_of(url.host, MOUNT), Ok)?;
-    let nfs_port = url.nfs_port.map_or_else(|| port_of(url.host, NFS), Ok)?;
+        .map_or_else(|| port_of(url.host, MOUNT, TIMEOUT), Ok)?;
+    let nfs_port = url
+        .nfs_port
+        .map_or_else(|| port_of(url.host, NFS, TIMEOUT), Ok)?;
     let mut c = RpcClient::connect(SocketAddr::new(url.host, mount_port), TIMEOUT, reserved)?;
     let mut d = c.call((MOUNT, 3, 1), |e| {
         e.opaque(url.path.as_bytes());

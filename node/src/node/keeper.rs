@@ -46,6 +46,9 @@ impl Node {
             if round.is_multiple_of(POOLS) {
                 let pools = look::pools(&self.config(), &self.name);
                 *lock(&self.pools) = pools;
+                let first = self.me().and_then(|n| n.addresses.first().copied());
+                let towards = first.and_then(|a| crate::host::interface(a.ip()));
+                *lock(&self.mtu) = towards.and_then(|i| i.mtu);
             }
             round = round.wrapping_add(1);
             self.throw_away_removed();

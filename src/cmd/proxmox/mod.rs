@@ -1,5 +1,7 @@
-//! `trivet proxmox`: what Proxmox VE is to be told, printed out of the cluster's configuration.
-//! It changes nothing, here or there.
+//! `trivet proxmox`: what Proxmox VE is to be told, printed out of the cluster's configuration, and
+//! the root of a container that exports.
+
+mod root;
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -18,6 +20,8 @@ use crate::output::{self, Format};
 pub enum ProxmoxCmd {
     /// The storage entry of a volume's export: the command that adds it, and its text
     Storage(StorageArgs),
+    /// The read-only root of the container that exports, made in a directory
+    ContainerRoot(root::RootArgs),
 }
 
 /// Of which volume.
@@ -65,12 +69,15 @@ struct Storage {
     storage_cfg: String,
 }
 
-/// Prints it.
+/// Prints or makes it.
 ///
 /// # Errors
 /// The configuration has no such volume or export, or nothing that Proxmox could mount it from.
 pub fn run(cmd: &ProxmoxCmd, format: Format) -> Result<(), CliError> {
-    let ProxmoxCmd::Storage(args) = cmd;
+    let args = match cmd {
+        ProxmoxCmd::Storage(args) => args,
+        ProxmoxCmd::ContainerRoot(args) => return root::run(args, format),
+    };
     let config = Config::load(&args.cluster.config).map_err(|e| failed(&e))?;
     output::print(format, &storage(&config, args)?, text)
 }

@@ -18,6 +18,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    if let Some(code) = cmd::mount::helper::run() {
+        return code;
+    }
     let cli = cmd::Cli::parse();
     let done = logging::init(&cli.logging).and_then(|()| cmd::run(cli.command, cli.output));
     match done {

@@ -14,7 +14,7 @@ use trivet_transport::{Peer, Role as PeerRole};
 use crate::clients;
 use crate::error::{NodeError, Result};
 use crate::members;
-use crate::messages::{Answer, Ask, Demote, EventKind, MakeMember, Promote, Standing, Want};
+use crate::messages::{Answer, Ask, Demote, EventKind, MakeMember, Mount, Promote, Standing, Want};
 use crate::node::Node;
 use crate::role::Role;
 
@@ -80,6 +80,7 @@ impl Control {
             Ask::Report => Ok(Answer::Report(Box::new(node.report()))),
             Ask::Cluster => Ok(Answer::Cluster(node.cluster())),
             Ask::Promote(p) => promote(&node, p),
+            Ask::Mount(m) => mount(&node, peer, m),
             Ask::Demote(d) => demote(&node, &d),
             Ask::GiveUp { volume } => give_up(&node, &volume),
             Ask::Clients { ref volume } => at_holder(&node, volume, &ask, |nfs| {
@@ -134,6 +135,22 @@ fn promote(node: &Arc<Node>, p: Promote) -> Result<Answer> {
     }
     let role = node.role(&p.volume)?;
     role.promote(p).map(Answer::Promoted)
+}
+
+fn mount(node: &Arc<Node>, peer: &Peer, m: Mount) -> Result<Answer> {
+    // Its directories are its own business; whoever has its key is root there.
+    if peer.role != PeerRole::Local && peer.name != node.name() {
+        return Err(NodeError::Refused {
+            volume: m.volume,
+            why: format!(
+                "{} may not mount on {}; run it there, with that node's key",
+                peer.name,
+                node.name()
+            ),
+        });
+    }
+    let by_use = node.role(&m.volume)?.mount(m)?;
+    Ok(Answer::Mounted { by_use })
 }
 
 fn give_up(node: &Arc<Node>, volume: &str) -> Result<Answer> {

@@ -5,6 +5,7 @@
 //! business; a report only says how they were a moment ago.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use trivet_cluster::Joining;
@@ -22,6 +23,9 @@ pub enum Ask {
     Cluster,
     /// Make this node (or the named one) the active one.
     Promote(Promote),
+    /// Show a volume in a directory of this node, which becomes the active one for as long as it is
+    /// mounted there. Only for whoever has this node's own key: it is about its directories.
+    Mount(Mount),
     /// Make this volume active nowhere, wherever it is now.
     Demote(Demote),
     /// Cease to be active, because another node is about to take over: what the move costs clients
@@ -126,6 +130,34 @@ pub struct Promote {
     pub accept_data_loss: bool,
 }
 
+/// See [`Ask::Mount`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Mount {
+    /// Name of the volume.
+    pub volume: String,
+    /// Where: absolute, and there already.
+    pub directory: PathBuf,
+    /// What callers may not do there.
+    #[serde(default)]
+    pub without: Vec<MountWithout>,
+    /// For how long the lease of a dead node is waited for, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// See [`Mount`]; as in mount(8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountWithout {
+    /// `ro`.
+    Writing,
+    /// `nosuid`.
+    Suid,
+    /// `nodev`.
+    Dev,
+    /// `noexec`.
+    Exec,
+}
+
 /// See [`Ask::Demote`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Demote {
@@ -198,6 +230,11 @@ pub enum Answer {
     Cluster(ClusterReport),
     /// It is active now.
     Promoted(Move),
+    /// To [`Ask::Mount`].
+    Mounted {
+        /// It became active by that, and ceases to be when it is unmounted.
+        by_use: bool,
+    },
     /// It is active no longer. To [`Ask::GiveUp`]: with the clients that were connected.
     Demoted {
         /// Their addresses and ports.
@@ -342,6 +379,9 @@ pub struct RoleReport {
     pub trouble: Option<String>,
     /// The last time that it became active.
     pub last_move: Option<Move>,
+    /// The directory in which it is mounted through FUSE.
+    #[serde(default)]
+    pub mounted: Option<PathBuf>,
 }
 
 /// One move of the active role, with its timeline.

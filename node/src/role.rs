@@ -6,10 +6,12 @@
 //!
 //! Bounded: [`QUEUE`] jobs wait; a promotion takes at most its own time-out.
 
+mod mounts;
 mod network;
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
@@ -25,7 +27,8 @@ use crate::config::{Driver, Role as NodeRole, VolumeConfig};
 use crate::error::{NodeError, Result};
 use crate::guard::{self, BootMs, Held};
 use crate::messages::{
-    ActiveReport, Answer, Ask, EventKind, Move, MoveKind, Promote, RoleReport, Standing, Want,
+    ActiveReport, Answer, Ask, EventKind, Mount, Move, MoveKind, Promote, RoleReport, Standing,
+    Want,
 };
 use crate::node::Node;
 use crate::stack::{Around, Stack};
@@ -51,6 +54,8 @@ type Look = Box<dyn FnOnce(Option<&Stack>) + Send>;
 
 enum Job {
     Promote(Promote, SyncSender<Result<Move>>),
+    /// The answer: whether it became active by that.
+    Mount(Mount, SyncSender<Result<bool>>),
     GiveUp(SyncSender<Result<Vec<SocketAddr>>>),
     Look(Look),
     Quit,
@@ -64,6 +69,7 @@ struct View {
     last_move: Option<Move>,
     clients: Vec<SocketAddr>,
     active: Option<ActiveReport>,
+    mounted: Option<PathBuf>,
 }
 
 /// A volume on this node.
@@ -92,6 +98,7 @@ impl Role {
             last_move: None,
             clients: Vec::new(),
             active: None,
+            mounted: None,
         }));
         let worker = Worker {
             node: Arc::downgrade(node),
@@ -99,6 +106,7 @@ impl Role {
             id: config.id,
             view: view.clone(),
             stack: None,
+            by_use: false,
             eligible: None,
             not_before: Instant::now(),
             said: None,
@@ -136,6 +144,7 @@ impl Role {
             for_ms: u64::try_from(v.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             trouble: v.trouble.clone(),
             last_move: v.last_move.clone(),
+            mounted: v.mounted.clone(),
         };
         (role, v.clients.clone(), v.active.clone())
     }
@@ -149,6 +158,18 @@ impl Role {
         p.timeout_ms = p.timeout_ms.min(LONGEST.as_millis() as u64);
         let patience = Duration::from_millis(p.timeout_ms);
         self.ask(patience + GIVE_UP, |reply| Job::Promote(p, reply))
+    }
+
+    /// Shows it in a directory, and becomes active for as long as it is mounted there, unless it is
+    /// active here already. True if it became active by this.
+    ///
+    /// # Errors
+    /// Why it did not.
+    pub fn mount(&self, m: Mount) -> Result<bool> {
+        let mut m = m;
+        m.timeout_ms = m.timeout_ms.min(LONGEST.as_millis() as u64);
+        let patience = Duration::from_millis(m.timeout_ms);
+        self.ask(patience + GIVE_UP, |reply| Job::Mount(m, reply))
     }
 
     /// Ceases to be active; returns the clients that were connected.
@@ -233,6 +254,8 @@ struct Worker {
     id: VolumeId,
     view: Arc<Mutex<View>>,
     stack: Option<Stack>,
+    /// The reign began by a mount, and ends with it.
+    by_use: bool,
     /// Since when a claim of its own could succeed.
     eligible: Option<Instant>,
     /// No attempt of its own before this.
@@ -251,6 +274,13 @@ impl Worker {
                 Ok(Job::Promote(p, reply)) => {
                     // Nobody waits any more: done is done.
                     let _ = reply.send(self.promote(&p, None));
+                }
+                Ok(Job::Mount(m, reply)) => {
+                    let done = self.mount(&m);
+                    let mounted = done.is_ok();
+                    if reply.send(done).is_err() && mounted {
+                        self.unmount_unasked();
+                    }
                 }
                 Ok(Job::GiveUp(reply)) => {
                     let _ = reply.send(self.give_up());
@@ -321,6 +351,9 @@ impl Worker {
             }
             return;
         }
+        if self.use_is_over() {
+            return;
+        }
         match &self.stack {
             Some(stack) => match stack.lost() {
                 Some(why) => self.lose(why),
@@ -331,8 +364,10 @@ impl Worker {
                     if let Some(node) = self.node.upgrade() {
                         node.learn_clients(self.id, &clients);
                     }
+                    let mounted = stack.mounted().map(Path::to_owned);
                     self.watch_redundancy(&active);
                     self.view(|v| {
+                        v.mounted = mounted;
                         v.clients = clients;
                         v.active = Some(active);
                     });
@@ -355,9 +390,11 @@ impl Worker {
             stack.abandon();
         }
         self.unguard();
+        self.by_use = false;
         self.view(|v| {
             v.trouble = Some(why);
             v.active = None;
+            v.mounted = None;
         });
         self.stand(Standing::Standby);
         self.not_before = Instant::now() + PAUSE;
@@ -430,6 +467,8 @@ impl Worker {
             if why.is_none() {
                 node.set_wish(self.id, Want::Served);
             }
+            // Wanted here also without its mount from now on.
+            self.by_use = false;
             return Ok(last.clone());
         }
         drop(last);
@@ -603,8 +642,10 @@ impl Worker {
         self.stand(Standing::Demoting);
         let (clients, ended) = stack.end();
         self.unguard();
+        self.by_use = false;
         self.view(|v| {
             v.active = None;
+            v.mounted = None;
             v.clients.clear();
             v.trouble = ended.as_ref().err().map(ToString::to_string);
         });

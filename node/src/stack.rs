@@ -8,11 +8,12 @@
 //! puts right.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use trivet_fs::fuse::{FuseOptions, Mounted, mount};
+use trivet_fs::fuse::{FuseOptions, Mounted, Without, mount};
 use trivet_fs::{Fs, MkfsOptions, Settings, mkfs};
 use trivet_nfs::export::ExportSpec;
 use trivet_nfs::rpc::pool::{Opened, PoolLimits};
@@ -25,7 +26,7 @@ use trivet_replica::volume::{BLOCK_BYTES, Block};
 use crate::config::VolumeConfig;
 use crate::error::{NodeError, Result};
 use crate::guard::Guard;
-use crate::messages::{ActiveMember, ActiveReport, NfsCounts};
+use crate::messages::{ActiveMember, ActiveReport, MountWithout, NfsCounts};
 use crate::net::ServiceNet;
 use crate::timeline::Timeline;
 
@@ -124,14 +125,13 @@ impl Stack {
         timeline: &mut Timeline,
     ) -> Result<()> {
         if let Some(dir) = &config.mount {
-            let failed = |source| NodeError::Mount {
-                path: dir.clone(),
-                source,
-            };
             // Fails where a dead mount is in the way, which `mount` then clears.
             let _ = std::fs::create_dir_all(dir);
-            let mounted = mount(Arc::clone(&self.fs) as _, dir, &FuseOptions::default());
-            self.mounted = Some(mounted.map_err(failed)?);
+            let options = FuseOptions {
+                name: config.name.clone(),
+                ..FuseOptions::default()
+            };
+            self.show_in(dir, &options)?;
             timeline.mark("mounted");
         }
         if !config.exports.is_empty() {
@@ -149,6 +149,47 @@ impl Stack {
             }
         }
         Ok(())
+    }
+
+    fn show_in(&mut self, dir: &Path, options: &FuseOptions) -> Result<()> {
+        // One that somebody has unmounted goes first: its end would end the new one's notices.
+        drop(self.mounted.take());
+        let mounted = mount(Arc::clone(&self.fs) as _, dir, options);
+        self.mounted = Some(mounted.map_err(|source| NodeError::Mount {
+            path: dir.to_owned(),
+            source,
+        })?);
+        Ok(())
+    }
+
+    /// Mounts it, while it runs, on a directory that must be there.
+    ///
+    /// # Errors
+    /// It is mounted already, the directory cannot be used, or the kernel refuses.
+    pub fn mount(&mut self, volume: &str, dir: &Path, without: &[MountWithout]) -> Result<()> {
+        // Two mounts would be two doors with one number: the file system tells one of them only
+        // of what came through the other.
+        if let Some(here) = self.mounted() {
+            return Err(NodeError::Refused {
+                volume: volume.to_owned(),
+                why: format!(
+                    "it is mounted on {} here already; unmount it there, or use a bind mount",
+                    here.display()
+                ),
+            });
+        }
+        let options = FuseOptions {
+            name: volume.to_owned(),
+            without: without.iter().copied().map(Without::from).collect(),
+            ..FuseOptions::default()
+        };
+        self.show_in(dir, &options)
+    }
+
+    /// The directory on which it is mounted, for as long as nobody has unmounted it.
+    pub fn mounted(&self) -> Option<&Path> {
+        let mounted = self.mounted.as_ref().filter(|m| m.is_alive());
+        mounted.map(Mounted::path)
     }
 
     fn serve(
@@ -293,11 +334,23 @@ impl Stack {
         self.net.take().map_or(Ok(()), |net| net.hide_for_certain())
     }
 
-    fn unmount(&mut self) {
+    /// Unmounts it, if it is mounted.
+    pub fn unmount(&mut self) {
         match self.mounted.take().map(Mounted::unmount) {
             None | Some(Ok(true)) => {}
             Some(Ok(false)) => tracing::warn!("the mount was in use; its users now get errors"),
             Some(Err(error)) => tracing::warn!(%error, "cannot unmount"),
+        }
+    }
+}
+
+impl From<MountWithout> for Without {
+    fn from(without: MountWithout) -> Without {
+        match without {
+            MountWithout::Writing => Without::Writing,
+            MountWithout::Suid => Without::Suid,
+            MountWithout::Dev => Without::Dev,
+            MountWithout::Exec => Without::Exec,
         }
     }
 }

@@ -14,6 +14,7 @@ mod generate;
 mod init;
 mod key;
 mod limits;
+pub mod mount;
 mod pool;
 mod proxmox;
 mod region;
@@ -109,6 +110,10 @@ pub enum Command {
     /// What happened lately
     #[command(subcommand)]
     Event(client::EventCmd),
+    /// Mount a volume on a directory of this host, which becomes the active node for that
+    Mount(mount::MountArgs),
+    /// Unmount it, and wait until it is active here no longer
+    Umount(mount::UmountArgs),
     /// Take a node out of service: what is active there moves away
     Drain(role::DrainArgs),
     /// Take a node back into service
@@ -162,6 +167,8 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Client(args) => client::clients(&args, output),
         Command::Lock(args) => client::locks(&args, output),
         Command::Event(args) => client::events(&args, output),
+        Command::Mount(args) => mount::mount(&args, output),
+        Command::Umount(args) => mount::umount(&args, output),
         Command::Drain(args) => role::drain(&args, true, output),
         Command::Undrain(args) => role::drain(&args, false, output),
         Command::Fsck(args) => fsck::run(&args, output),

@@ -64,6 +64,32 @@ pub struct FuseOptions {
     /// Whether the connection is aborted then: another node may serve by now, and programs here
     /// must not go on with what they have mapped. The mount point is free afterwards.
     pub abort_when_lost: bool,
+    /// What callers may not do through this mount.
+    pub without: Vec<Without>,
+}
+
+/// Something that a mount does not allow, as in mount(8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Without {
+    /// `ro`: changing anything.
+    Writing,
+    /// `nosuid`: programs that run as their owner.
+    Suid,
+    /// `nodev`: device files.
+    Dev,
+    /// `noexec`: programs.
+    Exec,
+}
+
+impl From<Without> for MountOption {
+    fn from(without: Without) -> MountOption {
+        match without {
+            Without::Writing => MountOption::RO,
+            Without::Suid => MountOption::NoSuid,
+            Without::Dev => MountOption::NoDev,
+            Without::Exec => MountOption::NoExec,
+        }
+    }
 }
 
 impl Default for FuseOptions {
@@ -75,6 +101,7 @@ impl Default for FuseOptions {
             allow_other: rustix::process::geteuid().is_root(),
             patience: Duration::from_secs(30),
             abort_when_lost: true,
+            without: Vec::new(),
         }
     }
 }
@@ -104,11 +131,16 @@ pub fn mount(fs: Arc<dyn Vfs>, path: &Path, options: &FuseOptions) -> io::Result
         MountOption::DefaultPermissions,
         MountOption::NoAtime,
     ];
-    if rustix::process::geteuid().is_root() {
-        config
-            .mount_options
-            .extend([MountOption::Suid, MountOption::Dev]);
+    let without = |w| options.without.contains(&w);
+    let root = rustix::process::geteuid().is_root();
+    if root && !without(Without::Suid) {
+        config.mount_options.push(MountOption::Suid);
     }
+    if root && !without(Without::Dev) {
+        config.mount_options.push(MountOption::Dev);
+    }
+    let forbidden = options.without.iter().copied().map(MountOption::from);
+    config.mount_options.extend(forbidden);
     config.acl = match options.allow_other {
         true => SessionACL::All,
         false => SessionACL::Owner,
@@ -163,6 +195,11 @@ impl Mounted {
             .is_some_and(|s| !s.guard.is_finished())
     }
 
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Unmounts; if the directory is in use, from sight at once and for its users when they let
     /// go. Returns false in that case: requests may then still come until the process ends.
     ///
@@ -205,25 +242,29 @@ impl Drop for Mounted {
     }
 }
 
+/// Whether what is mounted on a directory is that of a daemon which died.
+pub fn dead(path: &Path) -> bool {
+    let gone = Some(rustix::io::Errno::NOTCONN.raw_os_error());
+    std::fs::metadata(path).is_err_and(|e| e.raw_os_error() == gone)
+}
+
 /// Clears away what a daemon that died left mounted.
 fn clear_dead(path: &Path) -> io::Result<()> {
     for _ in 0..8 {
-        match std::fs::metadata(path) {
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {
-                tracing::info!(path = %path.display(), "clearing away a dead mount");
-                if rustix::process::geteuid().is_root() {
-                    unmount(path, UnmountFlags::DETACH)?;
-                } else {
-                    let done = std::process::Command::new("fusermount3")
-                        .args(["-u", "-z", "--"])
-                        .arg(path)
-                        .status()?;
-                    if !done.success() {
-                        return Err(io::Error::other("fusermount3 could not clear a dead mount"));
-                    }
-                }
+        if !dead(path) {
+            break;
+        }
+        tracing::info!(path = %path.display(), "clearing away a dead mount");
+        if rustix::process::geteuid().is_root() {
+            unmount(path, UnmountFlags::DETACH)?;
+        } else {
+            let done = std::process::Command::new("fusermount3")
+                .args(["-u", "-z", "--"])
+                .arg(path)
+                .status()?;
+            if !done.success() {
+                return Err(io::Error::other("fusermount3 could not clear a dead mount"));
             }
-            _ => return Ok(()),
         }
     }
     Ok(())

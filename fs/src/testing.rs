@@ -103,7 +103,8 @@ pub struct Rng(u64);
 impl Rng {
     /// From a seed.
     pub fn new(seed: u64) -> Rng {
-        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        // Mixed once: from multiples of the step, every seed would be the same numbers, shifted.
+        Rng(Rng(seed).next())
     }
 
     /// The next number.

@@ -287,6 +287,28 @@ fn locks_of_clients_survive_restart_and_waiters_are_served() {
     again.close().unwrap();
 }
 
+/// A repeated lock call is answered when the first one is durable, not before: else a crash takes
+/// back what the client was told.
+#[test]
+fn a_repeated_lock_call_waits_for_the_first() {
+    let (_, fs) = new_fs(4096);
+    let id = file(&fs, b"f");
+    for kind in [LockKind::Exclusive, LockKind::Unlock] {
+        let ask = call(nlm("a", 1), kind, 0, 100);
+        let first = fs.lock(id, &ask, None).unwrap().mark;
+        let again = fs.lock(id, &ask, None).unwrap().mark;
+        assert!(again >= first, "{kind:?}: {again:?} for {first:?}");
+        fs.flush(again).unwrap();
+    }
+    let local = call(
+        LockOwner::Local { owner: 5, pid: 6 },
+        LockKind::Unlock,
+        0,
+        9,
+    );
+    assert_eq!(fs.lock(id, &local, None).unwrap().mark, Mark(0));
+}
+
 #[test]
 fn a_full_file_system_says_so_and_recovers() {
     let (volume, fs) = new_fs(2048);

@@ -93,7 +93,16 @@ impl Fs {
         Ok(())
     }
 
-    /// Applies a change to the store, then to the table.
+    /// What a lock call that changes nothing stands on: it may repeat one whose effect is not
+    /// durable yet, and its answer must not be out before that is. Local owners end with the mount.
+    fn mark_of_no_change(&self, owner: &LockOwner) -> Mark {
+        match owner {
+            LockOwner::Nlm { .. } => self.engine.last_mark(),
+            LockOwner::Local { .. } => Mark(0),
+        }
+    }
+
+    /// Applies a change to the store, then to the table; the mark is 0 if nothing is stored.
     fn apply(&self, table: &mut LockTable, ino: Ino, delta: Delta) -> FsResult<Mark> {
         let stored = |l: &LockHeld| matches!(l.owner, LockOwner::Nlm { .. });
         let mark = match delta.gone.iter().chain(&delta.new).any(stored) {
@@ -150,7 +159,10 @@ impl Fs {
                 });
             }
             let delta = table.delta(id.ino, call)?;
-            let mark = self.apply(&mut table, id.ino, delta)?;
+            let mark = match self.apply(&mut table, id.ino, delta)? {
+                Mark(0) => self.mark_of_no_change(&call.owner),
+                mark => mark,
+            };
             // Giving back, or turning exclusive into shared, may let others in.
             if call.kind != LockKind::Exclusive {
                 self.serve_waiters(&mut table, id.ino, &mut due);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use trivet_fs::lock::LockOwner;
 use trivet_fs::*;
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,6 +16,11 @@ pub struct Node {
     pub entries: BTreeMap<Vec<u8>, usize>,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub parent: usize,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: Rdev,
+    /// Locks of NLM clients: the owner's number by the first byte of its range.
+    pub locks: BTreeMap<u64, u32>,
 }
 
 /// Nodes by number; 0 is the root.
@@ -22,7 +28,12 @@ pub struct Node {
 pub struct Model {
     pub nodes: BTreeMap<usize, Node>,
     pub next: usize,
+    /// Inodes made by calls whose answer is kept, by the call's number.
+    pub answers: BTreeMap<u32, u64>,
 }
+
+/// Whose answers are kept.
+pub const CLIENT: u64 = 9;
 
 type Outcome<T = ()> = Result<T, FsError>;
 
@@ -36,6 +47,7 @@ impl Default for Model {
         Model {
             nodes: BTreeMap::from([(0, root)]),
             next: 1,
+            answers: BTreeMap::new(),
         }
     }
 }
@@ -206,6 +218,14 @@ impl Model {
     /// Compares everything that a user could see.
     pub fn compare(&self, fs: &dyn Vfs, why: &str) {
         self.compare_dir(fs, 0, InodeId::ROOT, why);
+        for (n, ino) in &self.answers {
+            let answer = fs.replay(CLIENT, &n.to_le_bytes()).unwrap();
+            let want = Some(Bytes::copy_from_slice(&ino.to_le_bytes()));
+            assert_eq!(answer, want, "{why}: answer of call {n}");
+        }
+        let next = self.answers.keys().last().map_or(0, |n| n + 1);
+        let none = fs.replay(CLIENT, &next.to_le_bytes()).unwrap();
+        assert_eq!(none, None, "{why}: an answer to a call that was not made");
     }
 
     fn compare_dir(&self, fs: &dyn Vfs, n: usize, id: InodeId, why: &str) {
@@ -254,6 +274,8 @@ impl Model {
         assert_eq!(Some(attr.kind), node.kind, "{why}: kind of node {n}");
         assert_eq!(attr.mode, node.mode, "{why}: mode of node {n}");
         assert_eq!(attr.nlink, self.nlink(n), "{why}: links of node {n}");
+        assert_eq!((attr.uid, attr.gid), (node.uid, node.gid), "{why}: owner");
+        assert_eq!(attr.rdev, node.rdev, "{why}: device of node {n}");
         if attr.kind == FileKind::File {
             assert_eq!(
                 attr.size,
@@ -274,6 +296,17 @@ impl Model {
                 }
                 at += got.len() as u64;
             }
+        }
+        if attr.kind == FileKind::File {
+            let held = fs.lock_list(usize::MAX);
+            let of = held.iter().filter(|(i, _)| *i == id);
+            let locks: BTreeMap<u64, u32> = of
+                .filter_map(|(_, l)| match l.owner {
+                    LockOwner::Nlm { svid, .. } => Some((l.range.start, svid)),
+                    LockOwner::Local { .. } => None,
+                })
+                .collect();
+            assert_eq!(locks, node.locks, "{why}: locks of node {n}");
         }
         if attr.kind == FileKind::Symlink {
             assert_eq!(

@@ -1,6 +1,6 @@
 //! What must not grow on a host while its daemon comes and goes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::Result;
 use crate::host::Host;
@@ -14,7 +14,8 @@ pub struct Holdings {
     host: String,
     links: BTreeSet<String>,
     namespaces: BTreeSet<String>,
-    mounts: usize,
+    /// Mount points, and how often each is mounted on.
+    mounts: BTreeMap<String, usize>,
     processes: Vec<String>,
     zombies: usize,
     descriptors: usize,
@@ -26,7 +27,7 @@ pub struct Holdings {
 /// # Errors
 /// It cannot be asked.
 pub fn holdings(host: &Host) -> Result<Holdings> {
-    let script = "ip -o link; echo --; ip netns list; echo --; wc -l </proc/mounts";
+    let script = "ip -o link; echo --; ip netns list; echo --; cat /proc/mounts";
     let done = host.command(&["sh", "-c", script]).output();
     let said = done.map_err(crate::error::start("a look at a host"))?;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
@@ -39,10 +40,12 @@ pub fn holdings(host: &Host) -> Result<Holdings> {
             .collect()
     };
     let (links, namespaces) = (words(1), words(0));
-    let mounts = words(0)
-        .first()
-        .and_then(|w| w.parse().ok())
-        .unwrap_or_default();
+    let mut mounts = BTreeMap::new();
+    for line in parts.next().unwrap_or_default().lines() {
+        if let Some(at) = line.split_whitespace().nth(1) {
+            *mounts.entry(at.to_owned()).or_default() += 1;
+        }
+    }
     let (zombies, living): (Vec<_>, Vec<_>) = host.processes().into_iter().partition(|p| p.zombie);
     let (daemon, _) = host.daemon();
     let count = |what: &str| {
@@ -83,10 +86,19 @@ pub fn grown(first: &[Holdings], now: &Holdings) -> Vec<String> {
         set(&before.namespaces),
         set(&now.namespaces),
     );
-    differ("mounts", before.mounts.to_string(), now.mounts.to_string());
     let list = |h: &Holdings| h.processes.join(" ");
     differ("processes", list(before), list(now));
     differ("zombies", "0".into(), now.zombies.to_string());
+    // A host begins with copies of this machine's mounts, of which others may take theirs away.
+    for (at, count) in &now.mounts {
+        let was = before.mounts.get(at).copied().unwrap_or_default();
+        if *count > was {
+            out.push(format!(
+                "{}: mounts on {at} were {was}, are {count}",
+                now.host
+            ));
+        }
+    }
     for (what, a, b) in [
         ("descriptors", most(|h| h.descriptors), now.descriptors),
         ("threads", most(|h| h.threads), now.threads),
@@ -112,6 +124,7 @@ mod tests {
         assert!(grown(&before, &now).is_empty());
         now.links.insert("tvo1".into());
         now.threads = 500;
-        assert_eq!(grown(&before, &now).len(), 2);
+        now.mounts.insert("/mnt/left".into(), 1);
+        assert_eq!(grown(&before, &now).len(), 3);
     }
 }

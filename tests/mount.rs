@@ -236,13 +236,21 @@ fn a_node_is_active_for_as_long_as_it_has_the_volume_mounted() {
     );
     assert!(Command::new("umount").arg(a).status().unwrap().success());
     assert!(!is_mounted(&dir.join("mnt\\040a")));
+    // Whatever comes in its place is none of the daemon's. (The end of the old mount once unmounted
+    // what was there since, a new one of the volume, too.)
+    let other = Command::new("mount")
+        .args(["-t", "tmpfs", "none", a])
+        .status();
+    assert!(other.unwrap().success());
     wait::within(PATIENCE, "the daemon has noticed", || {
-        let out = cluster.on("a", &mount(a));
+        let out = cluster.on("a", &mount(b));
         let said = String::from_utf8(out.stderr).unwrap();
         assert!(said.is_empty() || said.contains("mounted on"), "{said}");
         out.status.success()
     });
     cluster.good("a", &umount("vms"));
+    assert!(is_mounted(&dir.join("mnt\\040a")));
+    assert!(Command::new("umount").arg(a).status().unwrap().success());
     assert_eq!(cluster.active().as_deref(), Some("a"));
 
     // Where others decide, a mount does not.

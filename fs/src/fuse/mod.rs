@@ -216,6 +216,13 @@ impl Mounted {
             return Ok(true);
         };
         if session.guard.is_finished() {
+            // Somebody has unmounted it. The library's session would, at its end, unmount whatever
+            // has been mounted there since (its look at the descriptor takes an ended connection
+            // for a mounted one): so it has no end, which costs one descriptor for each unmount by
+            // hand, until the process ends.
+            if !dead(&self.path) {
+                std::mem::forget(session);
+            }
             return Ok(true);
         }
         match session.umount_and_join() {

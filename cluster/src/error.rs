@@ -39,6 +39,10 @@ pub enum ClusterError {
     OtherMember { volume: VolumeId, member: MemberId },
     #[error("that is not the first record of volume {volume} with member {member} in it")]
     NotFirst { volume: VolumeId, member: MemberId },
+    #[error("the volume in {dir} cannot be taken into a cluster: {why}")]
+    Adopt { dir: PathBuf, why: String },
+    #[error(transparent)]
+    Members(#[from] trivet_replica::driver::MemberError),
     #[error("a volume of {bytes} bytes is impossible: {why}")]
     Size { bytes: u64, why: &'static str },
     #[error(transparent)]

@@ -13,6 +13,7 @@
 //!
 //! Nothing here decides who counts: that is the record's and the state machines' business.
 
+mod adopt;
 mod attach;
 mod create;
 mod embedded;
@@ -24,6 +25,7 @@ pub mod process;
 mod recover;
 pub mod volume_file;
 
+pub use adopt::Adoptable;
 pub use attach::{Attach, Reach, attach};
 pub use create::create;
 pub use embedded::{Embedded, Options};

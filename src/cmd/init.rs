@@ -1,5 +1,7 @@
 //! `trivet init`: writes the configuration of a cluster and a key for each of its nodes.
 
+mod adopt;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -32,6 +34,10 @@ pub struct InitArgs {
     /// A host that only votes, as the third of two
     #[arg(long, value_name = "NAME=ADDR[,ADDR]")]
     witness: Option<String>,
+    /// Take over the volume that `trivet up` has made in this directory, on the first of three
+    /// hosts; `trivet up` must have ended
+    #[arg(long, value_name = "DIR", conflicts_with = "witness")]
+    adopt: Option<PathBuf>,
     /// The pool's directory, on each host
     #[arg(long, value_name = "DIR", default_value = "/var/lib/trivet/pool")]
     pool: PathBuf,
@@ -68,6 +74,8 @@ struct Written {
     keys: Vec<PathBuf>,
     pool: PathBuf,
     volume: String,
+    /// Nodes on the first host that keep the other two regions until they have moved.
+    lodgers: Vec<String>,
 }
 
 /// Writes it.
@@ -84,6 +92,7 @@ pub fn run(args: &InitArgs, format: Format) -> Result<(), CliError> {
     }
     std::fs::create_dir_all(&args.out)
         .map_err(|e| CliError::failed(format_args!("{}: {e}", args.out.display())))?;
+    let adopted = args.adopt.as_deref().map(adopt::look).transpose()?;
     let mut config = Config {
         cluster: args.cluster.clone(),
         notify: None,
@@ -95,9 +104,20 @@ pub fn run(args: &InitArgs, format: Format) -> Result<(), CliError> {
     for (given, roles) in given(args) {
         config.nodes.push(node(given, roles, args)?);
     }
+    if let Some(adopted) = &adopted {
+        adopt::into_config(adopted, &mut config)?;
+    }
     config
         .check()
         .map_err(|why| CliError::usage(format_args!("these arguments make no cluster: {why}")))?;
+    let lodgers: Vec<String> = match &adopted {
+        Some(adopted) => {
+            let names = adopt::names(&config);
+            adopted.rename(&names).map_err(|e| adopt::failed(&e))?;
+            names.into_iter().skip(1).collect()
+        }
+        None => Vec::new(),
+    };
     let mut keys = Vec::new();
     for n in &mut config.nodes {
         let path = args.out.join(format!("{}.key", n.name));
@@ -107,13 +127,20 @@ pub fn run(args: &InitArgs, format: Format) -> Result<(), CliError> {
         keys.push(path);
     }
     config.save(&file).map_err(|e| failed(&e))?;
+    if let Some(adopted) = &adopted {
+        adopted.finish().map_err(|e| adopt::failed(&e))?;
+    }
     let written = Written {
         config: file,
         keys,
         pool: args.pool.clone(),
         volume: args.volume.clone(),
+        lodgers,
     };
-    output::print(format, &written, text)
+    match adopted {
+        Some(_) => output::print(format, &written, adopt::text),
+        None => output::print(format, &written, text),
+    }
 }
 
 fn given(args: &InitArgs) -> Vec<(&String, BTreeSet<Role>)> {

@@ -147,6 +147,21 @@ impl ReplicatedVolume {
         Ok(())
     }
 
+    /// Notes that the node of a member is called something else: a volume of one machine is taken
+    /// into a cluster.
+    ///
+    /// # Errors
+    /// [`MemberError`].
+    pub fn rename_node(&self, id: MemberId, node: &str) -> Result<(), MemberError> {
+        let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.begin(&|u: &mut Upstairs, now| u.rename_node(now, id, node))?;
+        let named = |u: &Upstairs| {
+            let member = u.record().and_then(|r| r.member(id));
+            member.is_some_and(|m| m.node == node)
+        };
+        self.settle(named)
+    }
+
     /// A link to the new member: the one that there is, or a new one (returned).
     fn link_for(&self, new: &NewMember) -> Result<Option<LinkId>, MemberError> {
         if self.with(|u, _| u.link_to(new.id)).is_some() {

@@ -250,6 +250,19 @@ impl Upstairs {
         }
     }
 
+    /// Notes that the node of a member is called something else from now on; settled like any
+    /// record. Links keep the names that they were made with.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn rename_node(&mut self, now: Now, id: MemberId, node: &str) -> Result<(), ChangeError> {
+        self.change(now, |record| {
+            let member = record.members.iter_mut().find(|m| m.id == id);
+            member.ok_or_else(|| never("it is not a member"))?.node = node.to_owned();
+            Ok(())
+        })
+    }
+
     /// Enlarges the volume; settled like any record.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use trivet_node::messages::{
     ActiveReport, Answer, Ask, ClusterReport, Move, Report, Standing, VolumeReport,
 };
 use trivet_node::{Config, client};
+use trivet_protocol::MemberKind;
 use trivet_transport::Security;
 
 use crate::error::{LabError, Result};
@@ -150,6 +151,7 @@ impl Watch {
         for m in &report.members {
             match (&m.trouble, m.up, m.in_sync, m.resync) {
                 (None, true, true, None) => {}
+                (None, true, false, None) if m.kind == MemberKind::Witness => {}
                 (trouble, up, in_sync, resync) => missing.push(format!(
                     "replica on {}: connected {up}, in sync {in_sync}, resync {resync:?}, {}",
                     m.node,

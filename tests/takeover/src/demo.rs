@@ -22,7 +22,7 @@ pub fn demo(common: &Common, stop: &Stop) -> Result<bool> {
     let began = Instant::now();
     let findings = Arc::new(Findings::default());
     println!("Three hosts and a client, each in network namespaces of its own.");
-    let mut lab = Lab::new(&common.trivet, common.keep)?;
+    let mut lab = Lab::new(common)?;
     let watch = bring_up(&mut lab, stop)?;
     let load = start_load(&lab, &findings, 1)?;
     println!(
@@ -84,7 +84,7 @@ fn show_status(lab: &Lab) -> Result<()> {
 /// # Errors
 /// The lab fails.
 pub fn lab(common: &Common, stop: &Stop) -> Result<bool> {
-    let mut lab = Lab::new(&common.trivet, common.keep)?;
+    let mut lab = Lab::new(common)?;
     let _watch = bring_up(&mut lab, stop)?;
     show_status(&lab)?;
     println!("directory: {}", lab.dir.display());

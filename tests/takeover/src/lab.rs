@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::Common;
 use crate::error::{LabError, Result, file};
 use crate::host::Host;
 use crate::sys::{ip_quietly, run, run_any};
@@ -36,6 +37,8 @@ pub struct Lab {
     pub hosts: Vec<Host>,
     /// The program under test.
     pub trivet: PathBuf,
+    /// `n3` is a witness.
+    witness: bool,
     keep: bool,
 }
 
@@ -98,15 +101,16 @@ fn namespaces(id: &str) -> Vec<String> {
 
 impl Lab {
     /// Makes the network and the hosts, switched on, with a configuration from `trivet init` and
-    /// empty pools. With `keep`, the directory stays.
+    /// empty pools.
     ///
     /// # Errors
     /// What this machine cannot do.
-    pub fn new(trivet: &Path, keep: bool) -> Result<Lab> {
+    pub fn new(common: &Common) -> Result<Lab> {
         if let Some(why) = lacks() {
             return Err(LabError::Unable(why));
         }
         clear_leftovers()?;
+        let trivet = &common.trivet;
         let trivet = trivet.canonicalize().map_err(file(trivet))?;
         let id = std::process::id().to_string();
         let dir = std::env::temp_dir().join(format!("{PREFIX}{id}"));
@@ -121,7 +125,8 @@ impl Lab {
             _lock: lock,
             hosts: Vec::new(),
             trivet,
-            keep,
+            witness: common.witness,
+            keep: common.keep,
         };
         lab.network()?;
         lab.configure()?;
@@ -180,7 +185,11 @@ impl Lab {
         let trivet = self.trivet.display().to_string();
         let mut words = vec![trivet, "init".into(), "--out".into(), out];
         for n in 1..=3 {
-            words.extend(["--node".into(), format!("n{n}={NETWORK}.1{n}")]);
+            let role = match self.witness && n == 3 {
+                true => "--witness",
+                false => "--node",
+            };
+            words.extend([role.into(), format!("n{n}={NETWORK}.1{n}")]);
         }
         words.extend(["--pool".into(), format!("{}/pool", crate::host::DISK)]);
         words.extend(["--service".into(), format!("{SERVICE}/24")]);
@@ -192,6 +201,16 @@ impl Lab {
     /// The cluster's configuration.
     pub fn config(&self) -> PathBuf {
         self.dir.join("cfg/trivet.toml")
+    }
+
+    /// The hosts that can be active.
+    pub fn exporters(&self) -> Vec<String> {
+        let able = |h: &&Host| !(self.witness && h.name == "n3");
+        self.hosts
+            .iter()
+            .filter(able)
+            .map(|h| h.name.clone())
+            .collect()
     }
 
     fn netns(&self, name: &str) -> String {

@@ -44,6 +44,9 @@ pub struct Common {
     /// The program under test
     #[arg(long, value_name = "FILE", default_value = "target/release/trivet")]
     pub trivet: PathBuf,
+    /// Two hosts keep replicas and may be active; the third one only votes
+    #[arg(long)]
+    pub witness: bool,
     /// Keep the directory of the lab, with the daemons' logs
     #[arg(long)]
     pub keep: bool,

@@ -3,6 +3,7 @@
 //! Each event begins with a cluster that lacks nothing and ends when it lacks nothing again, with
 //! every stream of the client going on; the pause is the longest in between.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -51,6 +52,8 @@ pub enum Event {
     RestartActive,
     /// A standby's likewise.
     RestartStandby,
+    /// It is demoted, and two nodes are promoted at once. Not drawn: it stops the service first.
+    Race,
 }
 
 /// The pauses that are promised, in seconds: median and worst.
@@ -95,6 +98,7 @@ impl Event {
             Event::Drain => "drain, undrain",
             Event::RestartActive => "active daemon restarted",
             Event::RestartStandby => "standby daemon restarted",
+            Event::Race => "two promotes at once",
         }
     }
 
@@ -227,6 +231,7 @@ impl Nemesis<'_> {
 
     fn apply(&mut self, event: Event, active: &str, generation: u64) -> Result<()> {
         let standby = self.standby(active);
+        let next = self.other_exporter(active);
         match event {
             Event::Kill => self.kill(active, generation, false),
             Event::KillBoth => self.kill(active, generation, true),
@@ -239,7 +244,7 @@ impl Nemesis<'_> {
             Event::DeafActive => self.one_way(active, false),
             Event::MuteStandby => self.one_way(&standby, true),
             Event::Move => {
-                self.command(&["promote", VOLUME, "--node", &standby, "--yes"])?;
+                self.command(&["promote", VOLUME, "--node", &next, "--yes"])?;
                 self.taken(generation)
             }
             Event::Drain => {
@@ -257,6 +262,7 @@ impl Nemesis<'_> {
                 host.stop_serving()?;
                 host.serve()
             }
+            Event::Race => self.race(generation),
         }
     }
 
@@ -267,6 +273,69 @@ impl Nemesis<'_> {
             .nth(which)
             .map(|h| h.name.clone())
             .unwrap_or_default()
+    }
+
+    /// One that can be active, and is not.
+    fn other_exporter(&mut self, active: &str) -> String {
+        let mut others = self.lab.exporters();
+        others.retain(|n| n != active);
+        let which = self.rng.below(others.len().max(1) as u64);
+        others
+            .into_iter()
+            .nth(usize::try_from(which).unwrap_or_default())
+            .unwrap_or_default()
+    }
+
+    /// Two claims at once, of a volume that nobody has. Each that is told that it won had a reign of
+    /// its own, the second one after the first, or there was one winner.
+    fn race(&mut self, generation: u64) -> Result<()> {
+        self.command(&["demote", VOLUME, "--yes"])?;
+        let mut nodes = self.lab.exporters();
+        while nodes.len() > 2 {
+            let out = self.rng.below(nodes.len() as u64);
+            nodes.remove(usize::try_from(out).unwrap_or_default());
+        }
+        let lab = &*self.lab;
+        let promote = |node: &str| lab.at_client(&["promote", VOLUME, "--node", node, "--yes"]);
+        let told: Vec<_> = std::thread::scope(|s| {
+            let begun: Vec<_> = nodes.iter().map(|n| s.spawn(|| promote(n))).collect();
+            begun.into_iter().map(|b| b.join()).collect()
+        });
+        let mut won = BTreeSet::new();
+        let mut said = String::new();
+        for (node, told) in nodes.iter().zip(told) {
+            let (ok, out, err) =
+                told.map_err(|_| LabError::Unable("a thread of the race ended badly".into()))??;
+            let number = out.split("generation ").nth(1).unwrap_or_default();
+            let number = number
+                .split_whitespace()
+                .next()
+                .unwrap_or_default()
+                .to_owned();
+            said.push_str(&format!("{node}: {out}{err} "));
+            if ok && !won.insert(number) {
+                self.findings
+                    .add(Kind::TwoActive, format!("in a race: {said}"));
+            }
+        }
+        if won.is_empty() {
+            self.findings
+                .add(Kind::Answer, format!("a race without a winner: {said}"));
+        }
+        self.taken(generation)?;
+        // A node remembers its last reign: no two have had the same one.
+        let mut reigns = BTreeMap::new();
+        for report in self.watch.reports() {
+            let volume = report.volumes.iter().find(|v| v.name == VOLUME);
+            let Some(last) = volume.and_then(|v| v.role.last_move.as_ref()) else {
+                continue;
+            };
+            if let Some(other) = reigns.insert(last.generation, report.node.clone()) {
+                let words = format!("{other} and {} reigned as {}", report.node, last.generation);
+                self.findings.add(Kind::TwoActive, words);
+            }
+        }
+        Ok(())
     }
 
     fn seconds(&mut self, from: u64, to: u64) -> Duration {

@@ -52,7 +52,7 @@ pub fn run(args: &RunArgs, stop: &Stop) -> Result<bool> {
     });
     println!("SEED={seed}");
     let findings = Arc::new(Findings::default());
-    let mut lab = Lab::new(&args.common.trivet, args.common.keep)?;
+    let mut lab = Lab::new(&args.common)?;
     let mut records = Vec::new();
     let done = in_lab(args, seed, &mut lab, &findings, &mut records, stop);
     if !records.is_empty() {

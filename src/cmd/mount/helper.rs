@@ -66,6 +66,9 @@ fn mount(args: impl Iterator<Item = OsString>) -> Result<Vec<OsString>, CliError
             _ => {}
         }
     }
+    if !given.flags.contains('v') {
+        out.push("--silent".into());
+    }
     out.push("--options".into());
     out.push(list);
     out.extend(["--".into(), spec, dir]);
@@ -147,7 +150,11 @@ mod tests {
         ];
         assert_eq!(all, expected.map(OsString::from));
         let all = mount(os(&["vms", "/mnt", "-sfn", "-orw", "-t", "trivet"])).unwrap();
-        assert!(all.contains(&"--dry-run".into()) && all.contains(&"rw".into()));
+        assert!(
+            ["--dry-run", "--silent", "rw"]
+                .iter()
+                .all(|w| all.contains(&w.into()))
+        );
         for wrong in [&["vms"][..], &["vms", "/mnt", "-x"], &["a", "/b", "-o"]] {
             mount(os(wrong)).unwrap_err();
         }

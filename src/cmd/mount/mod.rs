@@ -57,6 +57,9 @@ pub struct MountArgs {
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// Say nothing of what was done, as mount(8) has it
+    #[arg(long, hide = true)]
+    silent: bool,
 }
 
 /// What to unmount.
@@ -126,6 +129,9 @@ pub fn mount(args: &MountArgs, format: Format) -> Result<(), CliError> {
             args.volume
         ))
         .hint("run it in this one; until then `trivet demote` ends what was begun"));
+    }
+    if args.silent {
+        return Ok(());
     }
     let done = MountedAt {
         volume: &args.volume,

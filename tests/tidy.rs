@@ -279,6 +279,35 @@ fn links_in_documents_lead_somewhere() {
     none("links lead to a file, and anchors to a heading", broken);
 }
 
+// Who meets a message looks for it.
+#[test]
+fn each_message_of_a_node_leads_to_a_section() {
+    let page = std::fs::read_to_string(root().join("docs/guides/what-to-do-when.md")).unwrap();
+    let text = std::fs::read_to_string(root().join("node/src/error.rs")).unwrap();
+    let mut broken = Vec::new();
+    let mut found = 0;
+    for message in text.split("#[error(").skip(1) {
+        let message = message.split('"').nth(1).unwrap_or_default();
+        // Lines that go on, as the compiler joins them.
+        let parts: Vec<&str> = message.split("\\\n").map(str::trim_start).collect();
+        let message = parts.concat();
+        let mut literal = message
+            .split('{')
+            .map(|s| s.split_once('}').map_or(s, |(_, l)| l))
+            .filter_map(|s| s.trim_start_matches([':', ' ']).split([';', ':']).next())
+            .map(str::trim);
+        // Shorter ones carry another error's message, which is the one that matters.
+        if let Some(says) = literal.find(|l| l.len() > 9) {
+            found += 1;
+            if !page.contains(says) {
+                broken.push(says.to_owned());
+            }
+        }
+    }
+    assert!(found > 10, "the messages are written in another way now");
+    none("say in docs/guides/what-to-do-when.md what to do", broken);
+}
+
 fn anchors(file: &Path) -> BTreeSet<String> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let heading = |l: &str| {

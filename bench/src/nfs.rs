@@ -13,7 +13,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use trivet_nfs::client::nfs::{Fh, NfsClient, TIMEOUT, Url};
+use trivet_nfs::client::nfs::{Fh, NfsClient, TIMEOUT, Url, get_wcc, lock_address};
 use trivet_nfs::client::rpc::{RpcClient, next_xid, root_credential};
 use trivet_nfs::nfs3::types::PROGRAM;
 use trivet_nfs::rpc::message::{decode_reply, encode_call};
@@ -44,7 +44,16 @@ pub enum Kind {
     Stream,
     /// READ of 1 MiB, one after the other.
     StreamRead,
+    /// NLM: a byte of the file locked, then unlocked; each call in flight has a byte of its own.
+    Lock,
 }
+
+/// Calls in flight of a stream beside a workload.
+const STREAM_DEPTH: usize = 8;
+/// `PROGRAM` of NLM, and the procedures used.
+const NLM: u32 = 100_021;
+const NLM_LOCK: u32 = 2;
+const NLM_UNLOCK: u32 = 4;
 
 /// A named load.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +66,8 @@ pub struct NfsWorkload {
     pub connections: usize,
     /// Calls in flight over all connections.
     pub depth: usize,
+    /// Whether another connection writes a stream of 1 MiB, UNSTABLE, all the while.
+    pub beside_stream: bool,
 }
 
 impl NfsWorkload {
@@ -67,6 +78,11 @@ impl NfsWorkload {
             kind,
             connections,
             depth,
+            beside_stream: false,
+        };
+        let beside = |w: NfsWorkload| NfsWorkload {
+            beside_stream: true,
+            ..w
         };
         vec![
             of("getattr-qd1", Kind::GetAttr, 1, 1),
@@ -74,6 +90,8 @@ impl NfsWorkload {
             of("write-sync-4k-qd1", Kind::WriteSync, 1, 1),
             of("write-sync-4k-qd32", Kind::WriteSync, 1, 32),
             of("write-sync-4k-qd32-c4", Kind::WriteSync, 4, 32),
+            beside(of("write-sync-4k-qd1-beside-1m", Kind::WriteSync, 1, 1)),
+            beside(of("write-sync-4k-qd32-beside-1m", Kind::WriteSync, 1, 32)),
             of("write-4k-qd32", Kind::WriteUnstable, 1, 32),
             of("read-4k-qd1", Kind::Read, 1, 1),
             of("read-4k-qd32", Kind::Read, 1, 32),
@@ -81,6 +99,7 @@ impl NfsWorkload {
             of("read-1m-seq", Kind::StreamRead, 1, 8),
             of("write-1m-seq-c4", Kind::Stream, 4, 8),
             of("read-1m-seq-c4", Kind::StreamRead, 4, 8),
+            of("lock-qd32", Kind::Lock, 1, 32),
         ]
     }
 }
@@ -106,11 +125,16 @@ fn bad(e: impl std::fmt::Display) -> BenchError {
 
 impl NfsLoad {
     /// Runs one workload. Its files are made and written before the time starts, and removed
-    /// after it.
+    /// after it; in between, when all is written, `ready` is called. A stream beside it is the
+    /// second sample.
     ///
     /// # Errors
     /// [`BenchError`].
-    pub fn run(&self, w: &NfsWorkload) -> Result<Sample, BenchError> {
+    pub fn run(
+        &self,
+        w: &NfsWorkload,
+        ready: &mut dyn FnMut() -> Result<(), BenchError>,
+    ) -> Result<(Sample, Option<Sample>), BenchError> {
         if w.connections == 0 || w.depth < w.connections || self.file_bytes < LARGE {
             return Err(BenchError::BadLoad(format!(
                 "{}: needs a connection, a call in flight for each, and a file of 1 MiB",
@@ -118,28 +142,39 @@ impl NfsLoad {
             )));
         }
         let mut main = NfsClient::mount(&self.url, self.reserved).map_err(bad)?;
-        let names: Vec<String> = (0..w.connections)
+        let kinds: Vec<Kind> = std::iter::repeat_n(w.kind, w.connections)
+            .chain(w.beside_stream.then_some(Kind::Stream))
+            .collect();
+        let names: Vec<String> = (0..kinds.len())
             .map(|n| format!("trivet-bench-{}-{n}", std::process::id()))
             .collect();
         let mut files = Vec::new();
-        for name in &names {
+        for (name, kind) in names.iter().zip(&kinds) {
             let dir = main.root.clone();
             let fh = main.create(&dir, name.as_bytes(), Some(0)).map_err(bad)?;
-            if w.kind != Kind::Stream {
+            if *kind != Kind::Stream {
                 self.fill(&mut main, &fh)?;
             }
             files.push(fh);
         }
-        let address = main.rpc.socket().peer_addr().map_err(bad)?;
-        let start = Barrier::new(w.connections);
+        let address = match w.kind {
+            Kind::Lock => lock_address(&self.url).map_err(bad)?,
+            _ => main.rpc.socket().peer_addr().map_err(bad)?,
+        };
+        ready()?;
+        let start = Barrier::new(kinds.len());
         let results: Vec<Result<Sample, BenchError>> = std::thread::scope(|s| {
             let threads: Vec<_> = files
                 .iter()
+                .zip(&kinds)
                 .enumerate()
-                .map(|(n, fh)| {
-                    let depth = w.depth / w.connections;
+                .map(|(n, (fh, kind))| {
+                    let depth = match n < w.connections {
+                        true => w.depth / w.connections,
+                        false => STREAM_DEPTH,
+                    };
                     let start = &start;
-                    s.spawn(move || self.connection(w.kind, address, fh, depth, n, start))
+                    s.spawn(move || self.connection(*kind, address, fh, depth, n, start))
                 })
                 .collect();
             let joined = threads.into_iter().map(|t| t.join());
@@ -153,23 +188,32 @@ impl NfsLoad {
             let _ = main.remove(&dir, name.as_bytes());
         }
         let mut all = Sample::default();
-        for r in results {
+        let mut stream = None;
+        for (n, r) in results.into_iter().enumerate() {
             let r = r?;
+            if n == w.connections {
+                stream = Some(r);
+                continue;
+            }
             all.operations += r.operations;
             all.bytes += r.bytes;
             all.elapsed = all.elapsed.max(r.elapsed);
             all.longest_gap = all.longest_gap.max(r.longest_gap);
             all.latency.merge(&r.latency);
         }
-        Ok(all)
+        Ok((all, stream))
     }
 
     fn fill(&self, c: &mut NfsClient, fh: &Fh) -> Result<(), BenchError> {
         let pool = content(self.seed);
+        let mut unstable = false;
         for at in (0..self.file_bytes / LARGE).map(|n| n * LARGE) {
-            c.write(fh, at, &pool, 0).map_err(bad)?;
+            unstable |= c.write(fh, at, &pool, 0).map_err(bad)?.1 == 0;
         }
-        c.commit(fh).map_err(bad).map(|_| ())
+        if unstable {
+            c.commit(fh).map_err(bad)?;
+        }
+        Ok(())
     }
 
     fn connection(
@@ -191,6 +235,8 @@ impl NfsLoad {
             socket: rpc.socket(),
             out: Vec::new(),
             open: HashMap::new(),
+            locked: vec![false; depth],
+            unstable: false,
             pool: content(self.seed),
             rng: Rng::new(self.seed ^ number as u64),
             next: 0,
@@ -211,7 +257,13 @@ struct Run<'a> {
     file_bytes: u64,
     socket: &'a TcpStream,
     out: Vec<u8>,
-    open: HashMap<u32, Instant>,
+    /// When each call was sent, and which of the calls in flight it is.
+    open: HashMap<u32, (Instant, usize)>,
+    /// Whether the byte of each call in flight is locked.
+    locked: Vec<bool>,
+    /// A write was answered as UNSTABLE: a client must COMMIT. (Some servers have no COMMIT, and
+    /// answer each write as durable.)
+    unstable: bool,
     pool: Vec<u8>,
     rng: Rng,
     next: u64,
@@ -224,8 +276,8 @@ impl Run<'_> {
         let begin = Instant::now();
         let mut last = begin;
         let mut latency = Histogram::default();
-        for _ in 0..depth {
-            self.issue()?;
+        for slot in 0..depth {
+            self.issue(slot)?;
         }
         while !self.open.is_empty() {
             let (socket, out) = (self.socket, &mut self.out);
@@ -244,16 +296,17 @@ impl Run<'_> {
                 Err(e) => return Err(bad(e)),
             };
             let now = Instant::now();
-            let sent = self.check(reply)?;
+            let (sent, slot) = self.check(reply)?;
             latency.add(now - sent);
             sample.longest_gap = sample.longest_gap.max(now - last);
             last = now;
             sample.operations += 1;
-            if now - begin < time {
-                self.issue()?;
+            // What is locked is given back.
+            if now - begin < time || self.locked.get(slot).is_some_and(|l| *l) {
+                self.issue(slot)?;
             }
         }
-        if matches!(self.kind, Kind::WriteUnstable | Kind::Stream) {
+        if self.unstable {
             self.commit(&mut input)?;
         }
         sample.elapsed = begin.elapsed();
@@ -264,7 +317,7 @@ impl Run<'_> {
 
     fn size(&self) -> u64 {
         match self.kind {
-            Kind::GetAttr => 0,
+            Kind::GetAttr | Kind::Lock => 0,
             Kind::WriteSync | Kind::WriteUnstable | Kind::Read => SMALL,
             Kind::Stream | Kind::StreamRead => LARGE,
         }
@@ -283,21 +336,54 @@ impl Run<'_> {
         n * size
     }
 
-    fn call(&mut self, procedure: u32, args: impl FnOnce(&mut Enc), more: usize) {
+    fn call(&mut self, slot: usize, procedure: u32, args: impl FnOnce(&mut Enc), more: usize) {
         let xid = next_xid();
         let mut e = Enc::with_capacity(256);
         e.u32(0);
-        encode_call(&mut e, xid, (PROGRAM, 3, procedure), &root_credential());
+        let (program, version) = match self.kind {
+            Kind::Lock => (NLM, 4),
+            _ => (PROGRAM, 3),
+        };
+        let what = (program, version, procedure);
+        encode_call(&mut e, xid, what, &root_credential());
         args(&mut e);
         e.patch_u32(0, mark(e.len() - 4 + more));
         self.out.extend_from_slice(e.bytes());
-        self.open.insert(xid, Instant::now());
+        self.open.insert(xid, (Instant::now(), slot));
     }
 
-    fn issue(&mut self) -> Result<(), BenchError> {
+    /// LOCK if the byte is not locked, else UNLOCK; neither waits.
+    fn lock(&mut self, slot: usize) {
+        let fh = self.fh;
+        let Some(locked) = self.locked.get_mut(slot) else {
+            return;
+        };
+        *locked = !*locked;
+        let lock = *locked;
+        let args = move |e: &mut Enc| {
+            let number = slot as u32;
+            e.opaque(&number.to_be_bytes());
+            if lock {
+                e.bool(false).bool(true);
+            }
+            e.opaque(b"trivet-bench").opaque(fh);
+            e.opaque(&number.to_be_bytes()).u32(number);
+            // QEMU locks single bytes; side by side they would be one range.
+            e.u64(100 + 2 * u64::from(number)).u64(1);
+            if lock {
+                e.bool(false).u32(1);
+            }
+        };
+        let procedure = if lock { NLM_LOCK } else { NLM_UNLOCK };
+        self.call(slot, procedure, args, 0);
+    }
+
+    fn issue(&mut self, slot: usize) -> Result<(), BenchError> {
         let (fh, at, size) = (self.fh, self.place(), self.size() as usize);
         match self.kind {
+            Kind::Lock => self.lock(slot),
             Kind::GetAttr => self.call(
+                slot,
                 1,
                 |e| {
                     e.opaque(fh);
@@ -305,6 +391,7 @@ impl Run<'_> {
                 0,
             ),
             Kind::Read | Kind::StreamRead => self.call(
+                slot,
                 6,
                 |e| {
                     e.opaque(fh).u64(at).u32(size as u32);
@@ -317,7 +404,7 @@ impl Run<'_> {
                     e.opaque(fh).u64(at).u32(size as u32).u32(stable);
                     e.u32(size as u32);
                 };
-                self.call(7, head, size);
+                self.call(slot, 7, head, size);
                 let most = self.pool.len() - size;
                 let from = self.rng.below(most as u64 + 1) as usize & !3;
                 if size as u64 == SMALL {
@@ -335,14 +422,22 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn check(&mut self, mut reply: Dec) -> Result<Instant, BenchError> {
+    fn check(&mut self, mut reply: Dec) -> Result<(Instant, usize), BenchError> {
         let (xid, accepted) = decode_reply(&mut reply).map_err(bad)?;
         accepted.map_err(|s| bad(format_args!("the server refused a call (accept_stat {s})")))?;
+        if self.kind == Kind::Lock {
+            reply.opaque(1024).map_err(bad)?;
+        }
         let status = reply.u32().map_err(bad)?;
         if status != 0 {
             return Err(bad(format_args!(
                 "the server answered with status {status}"
             )));
+        }
+        if matches!(self.kind, Kind::WriteUnstable | Kind::Stream) && !self.unstable {
+            get_wcc(&mut reply).map_err(bad)?;
+            reply.u32().map_err(bad)?;
+            self.unstable = reply.u32().map_err(bad)? == 0;
         }
         self.open
             .remove(&xid)
@@ -352,6 +447,7 @@ impl Run<'_> {
     fn commit(&mut self, input: &mut Assembler) -> Result<(), BenchError> {
         let fh = self.fh;
         self.call(
+            0,
             21,
             |e| {
                 e.opaque(fh).u64(0).u32(0);

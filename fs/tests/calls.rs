@@ -287,6 +287,22 @@ fn locks_of_clients_survive_restart_and_waiters_are_served() {
     again.close().unwrap();
 }
 
+/// A symlink's mode is 0777 and stays so, as on Linux: nothing asks it, and nothing may show one.
+#[test]
+fn the_mode_of_a_symlink_is_not_set() {
+    let (_, fs) = new_fs(4096);
+    let root = Creds::root();
+    let made = fs.symlink(Ctx::new(&root), fs.root(), b"l", b"to", NewAttr::default());
+    let id = made.unwrap().value.attr.id;
+    let set = SetAttr {
+        mode: Some(0o600),
+        uid: Some(7),
+        ..SetAttr::default()
+    };
+    let after = fs.setattr(Ctx::new(&root), id, set).unwrap().value.after;
+    assert_eq!((after.mode, after.uid), (0o777, 7));
+}
+
 /// A repeated lock call is answered when the first one is durable, not before: else a crash takes
 /// back what the client was told.
 #[test]

@@ -110,9 +110,11 @@ pub(crate) fn set_time(slot: &mut Time, how: SetTime, now: Time) {
     }
 }
 
-/// Mode, owner and group of `setattr`; true if the mode must reach an ACL.
+/// Mode, owner and group of `setattr`; true if the mode must reach an ACL. A symlink keeps its
+/// mode, as on Linux: nothing asks it.
 fn set_ids(creds: &Creds, inode: &mut Inode, set: &SetAttr) -> bool {
-    if let Some(mode) = set.mode {
+    let mode = set.mode.filter(|_| inode.kind != FileKind::Symlink);
+    if let Some(mode) = mode {
         inode.mode = mode & 0o7777;
         let foreign = creds.uid != 0 && !creds.checked && !creds.in_group(inode.gid);
         if foreign {
@@ -126,7 +128,7 @@ fn set_ids(creds: &Creds, inode: &mut Inode, set: &SetAttr) -> bool {
             inode.drop_set_ids();
         }
     }
-    set.mode.is_some()
+    mode.is_some()
 }
 
 impl Fs {

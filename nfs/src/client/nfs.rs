@@ -10,6 +10,7 @@ use super::rpc::{ClientError, RpcClient};
 use crate::export::MAX_PATH;
 use crate::mount::PROGRAM as MOUNT;
 use crate::nfs3::types::PROGRAM as NFS;
+use crate::nlm::types::PROGRAM as NLM;
 use crate::portmap::{PORT, PROGRAM as PORTMAP};
 use crate::xdr::{Dec, Enc, XdrResult};
 
@@ -195,10 +196,23 @@ impl std::str::FromStr for Url {
     }
 }
 
-fn port_of(host: IpAddr, program: u32, timeout: Duration) -> NfsResult<u16> {
+/// Where the lock manager of a server is: the one port that the URL names for everything, else
+/// the one that its portmapper knows.
+///
+/// # Errors
+/// [`NfsClientError`].
+pub fn lock_address(url: &Url) -> NfsResult<SocketAddr> {
+    let port = match (url.nfs_port, url.mount_port) {
+        (Some(nfs), Some(mount)) if nfs == mount => nfs,
+        _ => port_of(url.host, (NLM, 4), TIMEOUT)?,
+    };
+    Ok(SocketAddr::new(url.host, port))
+}
+
+fn port_of(host: IpAddr, (program, version): (u32, u32), timeout: Duration) -> NfsResult<u16> {
     let mut c = RpcClient::connect(SocketAddr::new(host, PORT), timeout, false)?;
     let mut d = c.call((PORTMAP, 2, 3), |e| {
-        e.u32(program).u32(3).u32(6).u32(0);
+        e.u32(program).u32(version).u32(6).u32(0);
     })?;
     match d.u32()? {
         0 => Err(NfsClientError::BadUrl(format!(
@@ -214,7 +228,7 @@ fn port_of(host: IpAddr, program: u32, timeout: Duration) -> NfsResult<u16> {
 /// # Errors
 /// [`NfsClientError`].
 pub fn exports(host: IpAddr, timeout: Duration) -> NfsResult<Vec<String>> {
-    let port = port_of(host, MOUNT, timeout)?;
+    let port = port_of(host, (MOUNT, 3), timeout)?;
     let mut c = RpcClient::connect(SocketAddr::new(host, port), timeout, false)?;
     let mut d = c.call((MOUNT, 3, 5), |_| ())?;
     let mut names = Vec::new();
@@ -253,10 +267,10 @@ fn check(d: &mut Dec, what: &'static str) -> NfsResult<()> {
 pub fn mount(url: &Url, reserved: bool) -> NfsResult<(SocketAddr, Fh)> {
     let mount_port = url
         .mount_port
-        .map_or_else(|| port_of(url.host, MOUNT, TIMEOUT), Ok)?;
+        .map_or_else(|| port_of(url.host, (MOUNT, 3), TIMEOUT), Ok)?;
     let nfs_port = url
         .nfs_port
-        .map_or_else(|| port_of(url.host, NFS, TIMEOUT), Ok)?;
+        .map_or_else(|| port_of(url.host, (NFS, 3), TIMEOUT), Ok)?;
     let mut c = RpcClient::connect(SocketAddr::new(url.host, mount_port), TIMEOUT, reserved)?;
     let mut d = c.call((MOUNT, 3, 1), |e| {
         e.opaque(url.path.as_bytes());

@@ -1,9 +1,9 @@
 //! `trivet bench nfs URL`: load on any NFSv3 server, and beside it, taking turns, on what it is
 //! compared with: a volume of three replicas, or another server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use trivet_bench::load::{self, Load, Order};
@@ -19,6 +19,12 @@ use super::subject::InProcess;
 use super::{Scratch, cluster_failed};
 use crate::error::CliError;
 use crate::output::{self, Format};
+
+/// A disk that has got nothing for so long has got all of it: a kernel writes back what is dirty
+/// within 5 s, which `sync` does at once, and replicas empty their logs without a pause.
+const QUIET: Duration = Duration::from_secs(6);
+/// Waits no longer for that.
+const UNREST: Duration = Duration::from_secs(90);
 
 /// Which server, and how much.
 #[derive(Debug, Args)]
@@ -48,6 +54,13 @@ pub struct NfsArgs {
     /// Call from ports below 1024, which exports without "insecure" ask for (root)
     #[arg(long)]
     reserved: bool,
+    /// Count what reaches the disk beneath this directory, on which the server keeps its data and
+    /// nobody else writes meanwhile; with --copies
+    #[arg(long, value_name = "DIR")]
+    disk: Option<PathBuf>,
+    /// Copies of the data on that disk: three replicas there are 3
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    copies: u32,
     /// Also count processor time of this process, a server's; repeatable
     #[arg(long, value_name = "PID")]
     pid: Vec<u32>,
@@ -108,7 +121,7 @@ impl Beside {
     fn per_second(&self, with: &NfsLoad, w: &NfsWorkload) -> Result<f64, BenchError> {
         match self {
             Beside::Nothing => Ok(0.0),
-            Beside::Server(load) => load.run(w).map(|s| s.per_second()),
+            Beside::Server(load) => load.run(w, &mut || Ok(())).map(|s| s.0.per_second()),
             Beside::Volume { volume, blocks, .. } => on_volume(volume, *blocks, with, w),
         }
     }
@@ -144,7 +157,7 @@ fn on_volume(
     };
     let load = match w.kind {
         Kind::GetAttr if w.depth == 1 => return limit::ping_pong(with.time),
-        Kind::GetAttr => return Ok(0.0),
+        Kind::GetAttr | Kind::Lock => return Ok(0.0),
         Kind::WriteSync => small(load::Kind::DurableWrite, w.depth),
         Kind::Read => small(load::Kind::Read, w.depth),
         // A volatile write completes within the call: more at once are more callers.
@@ -193,18 +206,25 @@ pub fn run(args: NfsArgs, format: Format) -> Result<(), CliError> {
     let chosen = |w: &&NfsWorkload| args.only.is_empty() || args.only.contains(&w.name);
     let beside = Beside::start(&args, &load)?;
     let mut results = Vec::new();
+    let disk = args.disk.as_deref().map(|d| (d, args.copies));
     for w in all.iter().filter(chosen) {
-        let mut runs = Vec::new();
+        let (mut runs, mut streams) = (Vec::new(), Vec::new());
         for run in 0..args.runs {
             tracing::info!(run, "{}", w.name);
             // Who goes first changes from run to run.
             let limit = || beside.per_second(&load, w).map_err(|e| super::failed(&e));
             let first = (run % 2 == 1).then(limit).transpose()?;
-            let mut measured = measure(&load, w, &args.pid).map_err(|e| super::failed(&e))?;
+            let measured = measure(&load, w, &args.pid, disk);
+            let (mut measured, stream) = measured.map_err(|e| super::failed(&e))?;
             measured.limit = first.map_or_else(limit, Ok)?;
             runs.push(measured);
+            streams.extend(stream);
         }
         results.push(ResultRow::of(&w.name, &runs));
+        if !streams.is_empty() {
+            let name = format!("{}-the-stream", w.name);
+            results.push(ResultRow::of(&name, &streams));
+        }
     }
     let report = Report {
         results,
@@ -227,17 +247,47 @@ pub fn run(args: NfsArgs, format: Format) -> Result<(), CliError> {
     output::print(format, &report, super::table)
 }
 
+/// What a workload cost; and of the stream beside it, which has no processor time of its own.
 fn measure(
     load: &NfsLoad,
     w: &NfsWorkload,
     pids: &[u32],
-) -> Result<Measured, trivet_bench::BenchError> {
-    let before = meter::cpu(pids)?;
-    let sample = load.run(w)?;
-    Ok(Measured {
+    disk: Option<(&Path, u32)>,
+) -> Result<(Measured, Option<Measured>), BenchError> {
+    let writes = matches!(w.kind, Kind::WriteSync | Kind::WriteUnstable | Kind::Stream);
+    let disk = disk.filter(|_| writes && !w.beside_stream);
+    let written = || disk.map_or(Ok(None), |(d, _)| settled(d));
+    let mut before = (None, Duration::ZERO);
+    let (sample, stream) = load.run(w, &mut || {
+        before = (written()?, meter::cpu(pids)?);
+        Ok(())
+    })?;
+    let cpu = meter::cpu(pids)?.saturating_sub(before.1);
+    let both = before.0.zip(written()?).zip(disk);
+    let ratio = both.map(|((b, a), (_, copies))| {
+        (a - b) as f64 / f64::from(copies) / (sample.bytes as f64).max(1.0)
+    });
+    let row = |sample, cpu, bytes_written_ratio| Measured {
         sample,
-        cpu: meter::cpu(pids)?.saturating_sub(before),
-        bytes_written_ratio: None,
+        cpu,
+        bytes_written_ratio,
         limit: 0.0,
-    })
+    };
+    let stream = stream.map(|s| row(s, Duration::ZERO, None));
+    Ok((row(sample, cpu, ratio), stream))
+}
+
+/// Bytes that the disk has got once it gets no more for [`QUIET`]: logs are emptied behind the
+/// load. `None` if it does not come to rest, or nobody counts for it.
+fn settled(dir: &Path) -> Result<Option<u64>, BenchError> {
+    let begin = Instant::now();
+    let mut last = (meter::device_bytes(dir)?, begin);
+    while begin.elapsed() < UNREST && last.1.elapsed() < QUIET {
+        std::thread::sleep(QUIET / 20);
+        let now = meter::device_bytes(dir)?;
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+    }
+    Ok(last.0.filter(|_| last.1.elapsed() >= QUIET))
 }

@@ -79,6 +79,8 @@ pub struct Report {
     pub by_procedure: BTreeMap<&'static str, (u64, u64)>,
     /// Rules that were needed: how often, and the first case.
     pub explained: BTreeMap<&'static str, (u64, Difference)>,
+    /// Statuses that differed, by rule, procedure, and both statuses.
+    pub statuses: BTreeMap<(&'static str, &'static str, [u32; 2]), u64>,
     /// Why directories were left early, by the rule of the difference.
     pub ended: BTreeMap<&'static str, u64>,
     /// Differences without a rule.
@@ -103,6 +105,10 @@ impl Report {
         out += "\nexplained differences, see docs/nfs-differential.md:\n";
         for (id, (times, first)) in &self.explained {
             out += &format!("  {id}: {times}\n");
+            let of_rule = self.statuses.iter().filter(|((rule, ..), _)| rule == id);
+            for ((_, procedure, [ours, reference]), n) in of_rule {
+                out += &format!("    {procedure} {ours}, {reference}: {n}\n");
+            }
             if examples {
                 out += &line(first);
             }
@@ -305,6 +311,16 @@ impl Run {
             replies.push(answer.map_err(|e| (s, e))?);
         }
         let pair = [&replies[0], &replies[1]];
+        let mut text = call.text.clone();
+        if matches!(call.procedure, 4 | 16 | 17) && [pair[0].status, pair[1].status] == [0, 22] {
+            // Nothing has changed since: whether it is refused for good is asked, not assumed.
+            let side = &mut self.sides[1];
+            let again = match call.procedure {
+                4 => side.call(4, &call.args[1]),
+                _ => side.list(&call, &call.args[1]),
+            };
+            text += &format!(" (asked again: {})", again.map_err(|e| (1, e))?.status);
+        }
         let count = self
             .report
             .by_procedure
@@ -333,7 +349,7 @@ impl Run {
         for (item, ours, reference) in found {
             let d = Difference {
                 number,
-                text: call.text.clone(),
+                text: text.clone(),
                 procedure: call.procedure,
                 reach: call.reach,
                 kind: subject,
@@ -345,6 +361,10 @@ impl Run {
             match explanation(&d) {
                 Some(rule) => {
                     why_apart = rule.id;
+                    if d.item == "status" {
+                        let key = (rule.id, PROCEDURES[call.procedure as usize], statuses);
+                        *self.report.statuses.entry(key).or_default() += 1;
+                    }
                     let e = self.report.explained.entry(rule.id);
                     e.and_modify(|e| e.0 += 1).or_insert((1, d));
                 }

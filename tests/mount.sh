@@ -13,7 +13,7 @@ work=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-mount.XXXXXX")
 end() {
   local daemons
   daemons=$(jobs -p)
-  [ -z "$daemons" ] || kill $daemons
+  [ -z "$daemons" ] || xargs kill <<<"$daemons"
   wait
   cd /
   for at in "$work/mnt" /usr/sbin "$work/layer"; do umount -l "$at" 2>/dev/null || true; done

@@ -1,7 +1,7 @@
 //! Taking a volume that was made on one machine ([`crate::Embedded`]) into a cluster.
 //!
-//! Its three regions stay where they are, and its identity stays what it is; nothing is copied. What
-//! changes is what its record calls the nodes of its members, and the name of its description, so
+//! Its three regions stay where they are, and its identity stays what it is; nothing is copied.
+//! What changes is what its record calls the nodes of its members, and the name of its description, so
 //! that nobody opens it as before. From then on nodes of these names serve the regions, and
 //! replicas move to other hosts like those of any volume.
 //!

@@ -286,8 +286,8 @@ impl Nemesis<'_> {
             .unwrap_or_default()
     }
 
-    /// Two claims at once, of a volume that nobody has. Each that is told that it won had a reign of
-    /// its own, the second one after the first, or there was one winner.
+    /// Two claims at once, of a volume that nobody has. Each that is told that it won had a
+    /// reign of its own, the second one after the first, or there was one winner.
     fn race(&mut self, generation: u64) -> Result<()> {
         self.command(&["demote", VOLUME, "--yes"])?;
         let mut nodes = self.lab.exporters();

@@ -10,7 +10,16 @@ fi
 fail() { say "FAILED: $*"; exit 1; }
 ip link set lo up
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-mount.XXXXXX")
-trap 'rm -rf --one-file-system "$work"' EXIT
+end() {
+  local daemons
+  daemons=$(jobs -p)
+  [ -z "$daemons" ] || xargs kill <<<"$daemons"
+  wait
+  cd /
+  for at in "$work/mnt" /usr/sbin "$work/layer"; do umount -l "$at" 2>/dev/null || true; done
+  rm -rf --one-file-system "$work"
+}
+trap end EXIT
 cd "$work"
 # Where mount(8) looks for it, as the package puts it there: in this namespace alone.
 mkdir layer mnt
@@ -19,8 +28,8 @@ mkdir layer/new layer/work
 mount -t overlay -o "lowerdir=/usr/sbin,upperdir=$work/layer/new,workdir=$work/layer/work" \
   overlay /usr/sbin || { say "needs overlay mounts"; exit 77; }
 ln -s "$1" /usr/sbin/mount.trivet
-trivet() { "$trivet" "$@"; }
 trivet=$1
+trivet() { "$trivet" "$@"; }
 export TRIVET_CONFIG=$work/trivet.toml TRIVET_KEY=$work/a.key
 trivet init --node a=127.0.0.1 --node b=127.0.0.2 --node c=127.0.0.3 --driver manual \
   --allow 127.0.0.0/8 --pool "$work/pool" --out . >/dev/null

@@ -1,9 +1,9 @@
 //! Taking a volume that was made on one machine ([`crate::Embedded`]) into a cluster.
 //!
-//! Its three regions stay where they are, and its identity stays what it is; nothing is copied. What
-//! changes is what its record calls the nodes of its members, and the name of its description, so
-//! that nobody opens it as before. From then on nodes of these names serve the regions, and
-//! replicas move to other hosts like those of any volume.
+//! Its three regions stay where they are, and its identity stays what it is; nothing is copied.
+//! What changes is what its record calls the nodes of its members, and the name of its
+//! description, so that nobody opens it as before. From then on nodes of these names serve the
+//! regions, and replicas move to other hosts like those of any volume.
 //!
 //! A crash leaves a volume that opens as before, with some names changed or all; the same call
 //! again goes on.

@@ -1,8 +1,8 @@
 //! `trivet init --adopt`: the volume of a `trivet up` becomes one of a cluster.
 //!
 //! The first host keeps all three regions at first, each under a node of its own, because a node
-//! keeps one member of a volume: the host's node the first, two lodgers the others. Replicas then move
-//! from the lodgers to the other hosts while the volume is served, and the lodgers go.
+//! keeps one member of a volume: the host's node the first, two lodgers the others. Replicas then
+//! move from the lodgers to the other hosts while the volume is served, and the lodgers go.
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The same program as `mount.trivet`: what mount(8) starts for `mount -t trivet VOLUME DIR` and for
-//! a line in fstab(5).
+//! The same program as `mount.trivet`: what mount(8) starts for `mount -t trivet VOLUME DIR` and
+//! for a line in fstab(5).
 //!
 //! Its arguments are put into those of `trivet mount`; its exit codes are those of mount(8): 1 for
 //! arguments that make no sense, 32 for what was tried and failed. For unmounting there is no such

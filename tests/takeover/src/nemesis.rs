@@ -286,8 +286,8 @@ impl Nemesis<'_> {
             .unwrap_or_default()
     }
 
-    /// Two claims at once, of a volume that nobody has. Each that is told that it won had a reign of
-    /// its own, the second one after the first, or there was one winner.
+    /// Two claims at once, of a volume that nobody has. Each that is told that it won had a
+    /// reign of its own, the second one after the first, or there was one winner.
     fn race(&mut self, generation: u64) -> Result<()> {
         self.command(&["demote", VOLUME, "--yes"])?;
         let mut nodes = self.lab.exporters();
@@ -319,8 +319,12 @@ impl Nemesis<'_> {
             }
         }
         if won.is_empty() {
-            self.findings
-                .add(Kind::Answer, format!("a race without a winner: {said}"));
+            // Each had promises of some members and none of a majority, and was told who had the
+            // others: safe, and for the person to try again.
+            println!("no winner: {said}");
+            let node = nodes.first().map_or("", String::as_str);
+            let again = ["promote", VOLUME, "--node", node, "--yes", "--wait"];
+            self.command(&again)?;
         }
         self.taken(generation)?;
         // A node remembers its last reign: no two have had the same one.

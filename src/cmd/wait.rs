@@ -4,18 +4,14 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use trivet_node::messages::{Answer, Ask, ClusterReport};
 
-use super::cluster::{Cluster, ClusterArgs};
-use super::role::holder;
+use super::cluster::ClusterArgs;
 use super::status::{Grade, grade};
 use crate::error::CliError;
 use crate::output::{self, Format};
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(200);
-/// The active node answers within this time, or is not counted as one in this look.
-const ANSWER: Duration = Duration::from_secs(2);
 
 /// For what.
 #[derive(Debug, Args)]
@@ -58,7 +54,7 @@ pub fn run(args: &WaitArgs, format: Format) -> Result<(), CliError> {
     let began = Instant::now();
     let deadline = began + Duration::from_secs(args.timeout);
     loop {
-        let seen = looked(&cluster, &args.volume);
+        let seen = cluster.report();
         let is = seen.as_ref().ok().map(|s| grade(s, &args.volume));
         let there = is.is_some_and(|is| match args.goal {
             Goal::Serving => is <= Grade::Degraded,
@@ -82,18 +78,5 @@ pub fn run(args: &WaitArgs, format: Format) -> Result<(), CliError> {
         }
         // Nothing tells when it is there: it is asked for.
         std::thread::sleep(LOOK);
-    }
-}
-
-/// How everything is, as the active node itself says now: what others have heard of one that has
-/// just died is that it serves.
-fn looked(cluster: &Cluster, volume: &str) -> Result<ClusterReport, CliError> {
-    let seen = cluster.report()?;
-    match holder(&seen, volume) {
-        None => Ok(seen),
-        Some(at) => match cluster.ask(&at, &Ask::Cluster, ANSWER)? {
-            Answer::Cluster(own) => Ok(own),
-            _ => Ok(seen),
-        },
     }
 }

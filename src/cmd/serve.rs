@@ -155,10 +155,10 @@ pub fn more_files() {
     }
 }
 
-/// Tells the kernel that other processes' page-outs go through this one, so that memory which it asks
-/// for is never waited for by way of itself (a mount of the export on this very host). Threads and
-/// children made from now on inherit it. It takes CAP_SYS_RESOURCE, which nobody in an unprivileged
-/// container has; `trivet doctor` says where it is missing.
+/// Tells the kernel that other processes' page-outs go through this one, so that memory which it
+/// asks for is never waited for by way of itself (a mount of the export on this very host). Threads
+/// and children made from now on inherit it. It takes CAP_SYS_RESOURCE, which nobody in an
+/// unprivileged container has; `trivet doctor` says where it is missing.
 fn flush_io() {
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
         tracing::info!(%error, "not an IO flusher: short of memory it may wait for its own export");

@@ -1,10 +1,11 @@
 //! `trivet support-bundle`: what somebody who is to help needs to see, in one small archive.
 //!
 //! No secrets: key files are never opened for their content, and of the configuration and of every
-//! text the public keys, the notify command and whatever looks like a password are left out. It needs
-//! no daemon; what cannot be had is named in `missing.txt`.
+//! text the public keys, the notify command and whatever looks like a password are left out. It
+//! needs no daemon; what cannot be had is named in `missing.txt`.
 //!
-//! The archive is made by the system's `tar`. Bounded: [`MOST`] bytes and [`PATIENCE`] for each part.
+//! The archive is made by the system's `tar`. Bounded: [`MOST`] bytes and [`PATIENCE`] for each
+//! part.
 
 use std::fmt::Write as _;
 use std::fs::{DirBuilder, File};
@@ -280,8 +281,8 @@ fn read(path: &Path) -> io::Result<String> {
 /// Values of the configuration that may be, or hold, somebody's secret.
 const SECRET: [&str; 6] = ["key", "notify", "token", "password", "passwd", "secret"];
 
-/// A line `name = value` whose name is one of those, and the lines of a value that goes on, lose the
-/// value; comments may hold anything and go, too.
+/// A line `name = value` whose name is one of those, and the lines of a value that goes on, lose
+/// the value; comments may hold anything and go, too.
 fn without_secrets(toml: &str) -> String {
     let mut out = String::new();
     let mut inside: Option<&str> = None;

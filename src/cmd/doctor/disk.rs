@@ -1,8 +1,8 @@
-//! The pools of this machine: whether their disks keep what they say they kept, how long that takes,
-//! how much room there is, and on which file system.
+//! The pools of this machine: whether their disks keep what they say they kept, how long that
+//! takes, how much room there is, and on which file system.
 //!
-//! A disk whose "synced" comes faster than any flash can be written either has power-loss protection
-//! or lies. Which of the two is not seen from here; what the kernel believes of it is.
+//! A disk whose "synced" comes faster than any flash can be written either has power-loss
+//! protection or lies. Which of the two is not seen from here; what the kernel believes of it is.
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,5 @@
-//! The export as a client finds it: the port mapper at its address, MOUNT, the list of exports. What
-//! Proxmox asks before it calls a storage online.
+//! The export as a client finds it: the port mapper at its address, MOUNT, the list of exports.
+//! What Proxmox asks before it calls a storage online.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,13 +1,13 @@
-//! `trivet doctor`: what is wrong here, and what to do about it. It looks, and changes nothing; what it
-//! writes is a file of 256 KiB in each pool of this machine, which it removes again.
+//! `trivet doctor`: what is wrong here, and what to do about it. It looks, and changes nothing;
+//! what it writes is a file of 256 KiB in each pool of this machine, which it removes again.
 //!
-//! Each file has one subject: a function that looks, and pure ones that judge what was seen. It is of
-//! use without a daemon, too: what cannot be asked is said once, the rest is looked at.
+//! Each file has one subject: a function that looks, and pure ones that judge what was seen. It is
+//! of use without a daemon, too: what cannot be asked is said once, the rest is looked at.
 //!
 //! Exit code 0: all is well; 1: a warning; 2: something is bad.
 //!
-//! Bounded: each check by [`PATIENCE`]. One that takes longer (a disk or a mount that hangs) is left
-//! behind on its thread, and is a finding.
+//! Bounded: each check by [`PATIENCE`]. One that takes longer (a disk or a mount that hangs) is
+//! left behind on its thread, and is a finding.
 
 mod cluster;
 mod config;

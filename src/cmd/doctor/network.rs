@@ -1,8 +1,9 @@
 //! How large a packet may be between the nodes: the interfaces' MTUs, and whether a packet of that
-//! size arrives. A switch that drops large packets lets nodes greet each other and then stand still.
+//! size arrives. A switch that drops large packets lets nodes greet each other and then stand
+//! still.
 //!
-//! The packet is a UDP datagram to a port where nobody listens, with "don't fragment" set: the other
-//! host's "nobody here" is the proof that it arrived, and takes no right and no tool.
+//! The packet is a UDP datagram to a port where nobody listens, with "don't fragment" set: the
+//! other host's "nobody here" is the proof that it arrived, and takes no right and no tool.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};

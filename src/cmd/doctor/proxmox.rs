@@ -1,5 +1,5 @@
-//! What Proxmox VE has of the cluster: storage entries that point at its exports, and containers that
-//! its hookscript drives. Read from the files in `/etc/pve`, nothing is changed.
+//! What Proxmox VE has of the cluster: storage entries that point at its exports, and containers
+//! that its hookscript drives. Read from the files in `/etc/pve`, nothing is changed.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

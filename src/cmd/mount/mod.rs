@@ -234,6 +234,7 @@ fn wait_until_gone(
             ))
             .hint("look at `trivet status`, and `trivet demote` it"));
         }
+        // Between two looks at what the daemon says; the deadline above bounds them.
         thread::sleep(PAUSE);
     }
 }

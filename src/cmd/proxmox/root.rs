@@ -1,7 +1,7 @@
 //! `trivet proxmox container-root`: the root directory of the container that exports a volume. It
 //! holds this program, the libraries that it runs with, a few files that name things, and empty
-//! directories to mount on; no shell, nothing else that could be run. It is meant to be read-only, and
-//! is the same on every host, except that the libraries are those of the host that made it.
+//! directories to mount on; no shell, nothing else that could be run. It is meant to be read-only,
+//! and is the same on every host, except that the libraries are those of the host that made it.
 //!
 //! It is made beside its place and then put there: a crash leaves the old one, or `DIR.new`, which
 //! the next run throws away. A container that runs goes on with the root that it was started with.
@@ -236,8 +236,8 @@ fn copy(from: &Path, to: &Path, mode: u32) -> Result<(), Failed> {
     copied.map_err(at("write", to))
 }
 
-/// The libraries that this process runs with, its loader included. Nothing is loaded later: names of
-/// users and hosts are not looked up.
+/// The libraries that this process runs with, its loader included. Nothing is loaded later: names
+/// of users and hosts are not looked up.
 fn libraries() -> io::Result<BTreeSet<PathBuf>> {
     let own = fs::read_link("/proc/self/exe")?;
     let maps = fs::read_to_string("/proc/self/maps")?;

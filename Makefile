@@ -32,6 +32,7 @@ deb: build ## Build target/debian/trivet_VERSION_ARCH.deb, for this Debian and n
 check: ## Formatting and lints, as CI has them
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
+	$(CARGO) fmt --manifest-path bench/yardstick/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 test: ## Everything that a change must pass (says first how long; YES=1 installs what is missing unasked)
@@ -99,9 +100,11 @@ deny: ## Advisories, licences, sources of the dependencies (needs cargo-deny and
 	@command -v cargo-deny >/dev/null || { \
 	  echo "cargo-deny is missing: cargo install cargo-deny --locked"; exit 1; }
 	$(CARGO) deny --locked check bans licenses sources
+	$(CARGO) deny --locked --manifest-path bench/yardstick/Cargo.toml --config deny.toml \
+	  check licenses sources
 	$(CARGO) deny --locked check advisories
 
 clean: ## Remove everything built (DATA=1: also what `make up` stored)
 	@scripts/down
 	$(CARGO) clean
-	rm -rf fuzz/target var/bench var/fuzz $(if $(DATA),var)
+	rm -rf fuzz/target bench/yardstick/target var/bench var/fuzz $(if $(DATA),var)

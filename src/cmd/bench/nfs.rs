@@ -283,6 +283,7 @@ fn settled(dir: &Path) -> Result<Option<u64>, BenchError> {
     let begin = Instant::now();
     let mut last = (meter::device_bytes(dir)?, begin);
     while begin.elapsed() < UNREST && last.1.elapsed() < QUIET {
+        // The kernel tells nobody when its counter changes.
         std::thread::sleep(QUIET / 20);
         let now = meter::device_bytes(dir)?;
         if now != last.0 {

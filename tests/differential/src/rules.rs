@@ -53,6 +53,13 @@ impl Difference {
         self.has(" \".\"") || self.has(" \"..\"")
     }
 
+    fn two_directories(&self) -> bool {
+        let mut named = self.text.split('<').skip(1);
+        let mut next = || named.next().and_then(|n| n.split('>').next());
+        let (first, second) = (next(), next());
+        second.is_some() && first != second
+    }
+
     fn gives_away(&self) -> bool {
         self.by_user() && (self.has(" uid=") || self.has(" gid="))
     }
@@ -200,7 +207,7 @@ const TWO_ERRORS: &[Pair] = &[
         &[NOENT, INVAL, NOTEMPTY, PERM, NOTDIR],
         Difference::by_user,
     ),
-    pair(&[RENAME], PERM, &[NOTEMPTY], Difference::by_user),
+    pair(&[RENAME], PERM, &[NOTEMPTY, INVAL], Difference::by_user),
     // A file onto a directory that is not empty; one directory is none, the other is gone.
     pair(&[RENAME], ISDIR, &[NOTEMPTY], |_| true),
     pair(&[RENAME], NOTDIR, &[STALE], |_| true),
@@ -349,11 +356,12 @@ pub const RULES: &[Rule] = &[
         },
     },
     Rule {
-        id: "refused-once",
-        explains: |d| {
-            let asked = d.is(&[ACCESS, READDIR, READDIRPLUS]) && d.status(0, INVAL);
-            asked && d.text.ends_with(" (asked again: 0)")
-        },
+        id: "access-is-invalid",
+        explains: |d| d.is(&[ACCESS, READDIR, READDIRPLUS]) && d.status(0, INVAL),
+    },
+    Rule {
+        id: "directory-to-another-parent",
+        explains: |d| d.is(&[RENAME]) && d.status(ACCES, 0) && d.by_user() && d.two_directories(),
     },
     Rule {
         id: "mode-of-a-new-directory",

@@ -291,7 +291,7 @@ impl World {
         }
     }
 
-    /// The power of a node fails, with what its disk had not synced, but for half of that, at random.
+    /// The power of a node fails, with a random half of what its disk had not synced.
     pub fn cut(&mut self, i: usize, seed: u64) {
         let report = self.disk(i).cut(seed, 50).unwrap();
         println!("  power of {i}: {report}");

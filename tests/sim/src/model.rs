@@ -171,6 +171,15 @@ impl Versions {
         }
     }
 
+    /// The next reign of the same process: its reads go on, and may be answered as of before.
+    pub fn go_on(&mut self, content: &[Tag], at: Seq) {
+        for (versions, tag) in self.blocks.iter_mut().zip(content) {
+            if versions.last().is_none_or(|(_, last)| last != tag) {
+                versions.push((at, *tag));
+            }
+        }
+    }
+
     /// An operation was ordered.
     pub fn ordered(&mut self, seq: Seq, op: &ModelOp) {
         for (block, count, tag) in &op.parts {

@@ -219,7 +219,9 @@ pub struct World {
 
 impl World {
     pub fn new(options: &Options) -> World {
-        let mut rng = Rng(options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        // Mixed: the generator counts, so that seeds as they are would give neighbouring worlds the
+        // same numbers, one further on.
+        let mut rng = Rng(Rng(options.seed).draw());
         let volume = VolumeId::from_bytes([7; 16]);
         // Three replicas, or two and a witness; in some worlds members change, with nodes to spare.
         // Stories are told of three replicas.

@@ -203,13 +203,16 @@ impl World {
         let table = core.table().clone();
         match self.model.activated(generation, &table, BLOCKS) {
             Ok(content) => {
-                self.ups[up].versions = Versions::new(&content, table.end().seq);
-                self.ups[up].content = content;
                 let inc = self.ups[up].incarnation;
-                if self.ups[up].client != inc {
+                let end = table.end().seq;
+                if self.ups[up].client == inc {
+                    self.ups[up].versions.go_on(&content, end);
+                } else {
+                    self.ups[up].versions = Versions::new(&content, end);
                     self.ups[up].client = inc;
                     self.after(MS, Event::Client(up, inc));
                 }
+                self.ups[up].content = content;
             }
             Err(why) => self.check(Err(why)),
         }

@@ -504,6 +504,10 @@ fn a_node_that_is_silent_for_too_long_is_given_up_if_another_can_take_its_place(
     assert_eq!(cluster.members(), ["a", "b", "d"]);
     cluster.run(3);
     cluster.ok(&["wait", "vms", "--for", "redundant"]);
+
+    // One that has just died does not serve, though the others have heard nothing else yet.
+    cluster.kill(1);
+    cluster.refused(&["wait", "vms", "--timeout", "0"], 1, "not served");
 }
 
 #[test]

@@ -5,13 +5,19 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::cluster::ClusterArgs;
+use trivet_node::messages::{Answer, Ask, Standing};
+
+use super::cluster::{Cluster, ClusterArgs};
+use super::role::holder;
 use super::status::{Grade, grade};
 use crate::error::CliError;
 use crate::output::{self, Format};
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// The active node answers within this time, or is not.
+const ANSWERS: Duration = Duration::from_secs(1);
 
 /// For what.
 #[derive(Debug, Args)]
@@ -55,7 +61,15 @@ pub fn run(args: &WaitArgs, format: Format) -> Result<(), CliError> {
     let deadline = began + Duration::from_secs(args.timeout);
     loop {
         let seen = cluster.report();
-        let is = seen.as_ref().ok().map(|s| grade(s, &args.volume));
+        let mut is = seen.as_ref().ok().map(|s| grade(s, &args.volume));
+        // The others believe a node that has just died for a moment.
+        if args.goal != Goal::Stopped
+            && let Ok(seen) = &seen
+            && let Some(at) = holder(seen, &args.volume)
+            && !says_so(&cluster, &at, &args.volume)
+        {
+            is = Some(Grade::NotServed);
+        }
         let there = is.is_some_and(|is| match args.goal {
             Goal::Serving => is <= Grade::Degraded,
             Goal::Redundant => is == Grade::Redundant,
@@ -79,4 +93,13 @@ pub fn run(args: &WaitArgs, format: Format) -> Result<(), CliError> {
         // Nothing tells when it is there: it is asked for.
         std::thread::sleep(LOOK);
     }
+}
+
+/// Whether a node itself says that it is active.
+fn says_so(cluster: &Cluster, node: &str, volume: &str) -> bool {
+    let Ok(Answer::Report(report)) = cluster.ask(node, &Ask::Report, ANSWERS) else {
+        return false;
+    };
+    let own = report.volumes.iter().find(|v| v.name == volume);
+    own.is_some_and(|v| v.role.standing == Standing::Active)
 }

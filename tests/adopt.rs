@@ -19,7 +19,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use daemon::{Served, done, trivet};
+use daemon::{Served, address, done, trivet};
 use rustix::process::{Pid, Signal, kill_process};
 use trivet_nfs::client::nfs::{NfsClient, Url};
 
@@ -78,8 +78,6 @@ fn what_trivet_up_made_becomes_a_cluster_and_moves_to_its_hosts_in_use() {
     // Given what somebody tried on one machine.
     let temporary = tempfile::tempdir().unwrap();
     let dir = temporary.path().canonicalize().unwrap();
-    let pid = std::process::id();
-    let address = |n: u32| format!("127.{n}.{}.{}", pid / 250 % 250, pid % 250 + 1);
     let held = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
     let [before, after] = held.map(|l| l.local_addr().unwrap().port());
     let data = dir.join("data");
@@ -108,7 +106,7 @@ fn what_trivet_up_made_becomes_a_cluster_and_moves_to_its_hosts_in_use() {
         init.args(["init", "--driver", "automatic", "--allow", "127.0.0.0/8"]);
         for (n, name) in ["pve1", "pve2", "pve3"].iter().enumerate() {
             init.arg("--node")
-                .arg(format!("{name}={}", address(90 + n as u32)));
+                .arg(format!("{name}={}", address(90 + n)));
         }
         init.arg("--out").arg(out).arg("--adopt").arg(from);
         init

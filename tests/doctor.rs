@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use daemon::{Served, done, trivet};
+use daemon::{Served, address, done, trivet};
 use serde_json::Value;
 use wait::within;
 
@@ -25,9 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SECRET: &str = "Token-of-the-alarm";
 
 /// A cluster of one node in a directory, at an address of loopback that no other test has.
-fn cluster(dir: &Path, number: u32) {
-    let pid = std::process::id();
-    let address = format!("127.{number}.{}.{}", pid / 250 % 250, pid % 250 + 1);
+fn cluster(dir: &Path, number: usize) {
+    let address = address(number);
     done(
         trivet(dir)
             .args(["init", "--node", &format!("a={address}")])
@@ -98,7 +97,7 @@ fn a_doctor_is_of_use_with_and_without_a_daemon() {
         "cannot read the configuration"
     ));
 
-    cluster(dir, 86);
+    cluster(dir, 96);
     let (found, code) = doctor(dir, &[]);
     assert_eq!(code, Some(2));
     assert!(
@@ -175,7 +174,7 @@ fn a_doctor_is_of_use_with_and_without_a_daemon() {
 fn what_proxmox_has_is_looked_at() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    cluster(dir, 87);
+    cluster(dir, 97);
     let pve = dir.join("pve");
     std::fs::create_dir_all(pve.join("lxc")).unwrap();
     std::fs::write(pve.join("storage.cfg"), "dir: local\n\tpath /var/lib/vz\n").unwrap();
@@ -221,7 +220,7 @@ fn unpacked(dir: &Path, file: &Path) -> Vec<(PathBuf, String)> {
 fn a_bundle_has_what_helps_and_no_secret() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    cluster(dir, 88);
+    cluster(dir, 98);
     let bundle = |name: &str| {
         let out = dir.join(name);
         done(trivet(dir).arg("support-bundle").arg("--out").arg(&out));

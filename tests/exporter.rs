@@ -14,7 +14,7 @@ mod daemon;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use daemon::{Served, done, trivet};
+use daemon::{Served, address, done, trivet};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -22,9 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn an_exporter_is_heard_and_takes_commands_from_hosts() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let pid = std::process::id();
-    // Addresses of loopback that no other test of this machine has.
-    let address = |n: u32| format!("127.{n}.{}.{}", pid / 250 % 250, pid % 250 + 1);
     done(
         trivet(dir)
             .arg("init")

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use daemon::{Served, done, trivet};
+use daemon::{Served, address, done, trivet};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const NODES: [&str; 3] = ["a", "b", "c"];
@@ -33,12 +33,11 @@ struct Cluster {
 impl Cluster {
     /// Three nodes that hear each other, and the volume `vms`, without an export.
     fn start(dir: &Path) -> Cluster {
-        let pid = std::process::id();
-        let address = |n: usize| format!("127.{}.{}.{}", 86 + n, pid / 250 % 250, pid % 250 + 1);
         let mut init = trivet(dir);
         init.args(["init", "--driver", "manual", "--allow", "127.0.0.1"]);
         for (i, node) in NODES.iter().enumerate() {
-            init.arg("--node").arg(format!("{node}={}", address(i)));
+            init.arg("--node")
+                .arg(format!("{node}={}", address(86 + i)));
         }
         done(init.arg("--out").arg(dir));
         let file = dir.join("trivet.toml");
@@ -197,8 +196,9 @@ fn a_node_is_active_for_as_long_as_it_has_the_volume_mounted() {
         config.display(),
         key.display()
     );
+    call.arg(options);
     wait::within(PATIENCE, "b has heard that it is free", || {
-        let out = call.arg(&options).output().unwrap();
+        let out = call.output().unwrap();
         let said = String::from_utf8_lossy(&out.stderr);
         assert!(
             out.status.success() || said.contains("active on a"),

@@ -16,7 +16,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 use std::time::Duration;
 
-use daemon::{Served, done, trivet};
+use daemon::{Served, address, done, trivet};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,9 +48,7 @@ fn daemon_of(supervisor: u32) -> Pid {
 fn the_manager_hears_of_start_life_and_end() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    // An address of loopback that no other test of this machine has.
-    let pid = std::process::id();
-    let address = format!("127.83.{}.{}", pid / 250 % 250, pid % 250 + 1);
+    let address = address(83);
     done(
         trivet(dir)
             .args([

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::null::{HELD_OFFSET, NullFs};
 use common::{EXPORT, config, export, serve, serve_with, url};
-use trivet_nfs::client::nfs::{NfsClient, get_post, mount, put_write};
+use trivet_nfs::client::nfs::{Fh, NfsClient, get_post, mount, put_sattr, put_write};
 use trivet_nfs::client::rpc::{ClientError, RpcClient, next_xid};
 use trivet_nfs::nfs3::types::PROGRAM;
 use trivet_nfs::rpc::message::{Credential, decode_reply};
@@ -90,6 +90,24 @@ fn while_every_write_waits_questions_are_answered() {
     }
 }
 
+/// Sends a guarded CREATE.
+fn create(c: &mut RpcClient, xid: u32, dir: &Fh, name: &[u8]) {
+    c.send(xid, (PROGRAM, 3, 8), |e| {
+        e.opaque(dir).opaque(name).u32(1);
+        put_sattr(e, None, None);
+    })
+    .unwrap();
+}
+
+/// Looks until it is so.
+fn until(what: &str, done: impl Fn() -> bool) {
+    let end = Instant::now() + TIMEOUT;
+    while !done() {
+        assert!(Instant::now() < end, "{what}: never");
+        std::thread::yield_now();
+    }
+}
+
 /// A client whose connection broke repeats its call on another one while the first still runs:
 /// it has its effect once, and the repetition is answered.
 #[test]
@@ -99,29 +117,17 @@ fn a_repetition_of_a_running_call_is_joined_to_it() {
     let mut c = NfsClient::mount(&url(&server, EXPORT), false).unwrap();
     let root = c.root.clone();
     let xid = next_xid();
-    let create = |c: &mut RpcClient| {
-        c.send(xid, (PROGRAM, 3, 8), |e| {
-            e.opaque(&root).opaque(b"held").u32(1);
-            trivet_nfs::client::nfs::put_sattr(e, None, None);
-        })
-        .unwrap();
-    };
+    let create = |c: &mut RpcClient| create(c, xid, &root, b"held");
     let held = fs.hold.lock().unwrap();
     create(&mut c.rpc);
-    let end = Instant::now() + TIMEOUT;
-    while fs.creations.load(Ordering::SeqCst) == 0 {
-        assert!(Instant::now() < end, "never begun");
-        std::thread::yield_now();
-    }
+    until("it is begun", || fs.creations.load(Ordering::SeqCst) > 0);
     drop(c);
     let mut second = RpcClient::connect(server.address(), TIMEOUT, false).unwrap();
     let mut third = RpcClient::connect(server.address(), TIMEOUT, false).unwrap();
     create(&mut second);
     create(&mut third);
-    while server.nfs().replays().joined.load(Ordering::SeqCst) < 2 {
-        assert!(Instant::now() < end, "never joined");
-        std::thread::yield_now();
-    }
+    let joined = || server.nfs().replays().joined.load(Ordering::SeqCst);
+    until("both are joined", || joined() == 2);
     drop(held);
     for c in [&mut second, &mut third] {
         let mut d = c.receive().unwrap();
@@ -140,37 +146,27 @@ fn a_repetition_of_a_call_that_is_never_begun_is_answered() {
     let mut c = NfsClient::mount(&url(&server, EXPORT), false).unwrap();
     let root = c.root.clone();
     let xid = next_xid();
-    let create = |c: &mut RpcClient| {
-        c.send(xid, (PROGRAM, 3, 8), |e| {
-            e.opaque(&root).opaque(b"file").u32(1);
-            trivet_nfs::client::nfs::put_sattr(e, None, None);
-        })
-        .unwrap();
-    };
-    let end = Instant::now() + TIMEOUT;
-    let until = |done: &dyn Fn() -> bool| {
-        while !done() {
-            assert!(Instant::now() < end, "it does not come about");
-            std::thread::yield_now();
-        }
-    };
+    let create = |c: &mut RpcClient| create(c, xid, &root, b"file");
+    let looked = || fs.looked.load(Ordering::SeqCst);
+    let joined = || server.nfs().replays().joined.load(Ordering::SeqCst);
+    let connections = || server.pool().connections().len();
     let store = fs.store.lock().unwrap();
     create(&mut c.rpc);
-    until(&|| fs.looked.load(Ordering::SeqCst) == 1);
+    until("it is looked for", || looked() == 1);
     let mut second = RpcClient::connect(server.address(), TIMEOUT, false).unwrap();
     create(&mut second);
-    until(&|| server.nfs().replays().joined.load(Ordering::SeqCst) == 1);
+    until("the repetition is joined", || joined() == 1);
     drop(c);
-    until(&|| server.pool().connections().len() == 1);
+    until("the first one is gone", || connections() == 1);
     drop(store);
     let mut d = second.receive().unwrap();
     assert_eq!(decode_reply(&mut d).unwrap(), (xid, Ok(())));
     // And nothing of it is left: without anybody who waits, the next one begins anew.
     let store = fs.store.lock().unwrap();
     create(&mut second);
-    until(&|| fs.looked.load(Ordering::SeqCst) == 2);
+    until("it is looked for again", || looked() == 2);
     drop(second);
-    until(&|| server.pool().connections().is_empty());
+    until("nobody is left", || connections() == 0);
     drop(store);
     let mut third = RpcClient::connect(server.address(), TIMEOUT, false).unwrap();
     create(&mut third);

@@ -10,8 +10,9 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::child::end_within;
 use crate::messages::{Event, EventKind};
 
 /// Events kept.
@@ -109,26 +110,16 @@ fn run(command: &str, event: &Event) -> std::io::Result<()> {
         // A command that does not read has its reasons.
         let _ = input.write_all(&raw);
     }
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return match status.success() {
-                true => Ok(()),
-                false => Err(std::io::Error::other(status.to_string())),
-            };
-        }
-        if Instant::now() > deadline {
-            child.kill()?;
-            child.wait()?;
-            return Err(std::io::Error::other(format!("no end after {PATIENCE:?}")));
-        }
-        // A child of ours, on a thread of its own: nothing waits for it.
-        thread::sleep(Duration::from_millis(20));
+    match end_within(&mut child, PATIENCE)? {
+        status if status.success() => Ok(()),
+        status => Err(std::io::Error::other(status.to_string())),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]

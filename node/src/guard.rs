@@ -152,7 +152,11 @@ impl Guard {
 }
 
 /// Waits until a socket is ready; whether it is.
-fn wait_for(socket: &OwnedFd, what: rustix::event::PollFlags, patience: Duration) -> bool {
+pub(crate) fn wait_for(
+    socket: &OwnedFd,
+    what: rustix::event::PollFlags,
+    patience: Duration,
+) -> bool {
     let mut fds = [rustix::event::PollFd::new(socket, what)];
     let timeout = rustix::event::Timespec {
         tv_sec: patience.as_secs() as i64,

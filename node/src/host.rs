@@ -6,15 +6,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
-use trivet_downstairs::server::boot_time;
 
+use crate::guard;
 use crate::messages::HostReport;
 
 /// The host, as it is now. `mtu` is that of the interface towards the others, see [`interface`].
 pub fn report(mtu: Option<u32>) -> HostReport {
     HostReport {
         wall_ms: wall_ms(),
-        boot_ms: boot_ms(),
+        boot_ms: guard::now(),
         mtu,
     }
 }
@@ -23,11 +23,6 @@ pub fn report(mtu: Option<u32>) -> HostReport {
 pub fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// Milliseconds of CLOCK_BOOTTIME.
-pub fn boot_ms() -> u64 {
-    boot_time().0 / 1_000_000
 }
 
 /// An interface of this host.

@@ -9,6 +9,7 @@
 //! - [`net`]: the network namespace with the service address;
 //! - [`supervisor`], [`guard`]: the parent that puts right what a dead daemon leaves behind;
 //! - [`metrics`]: what is seen from outside, over HTTP;
+//! - [`child`]: commands that are run, each within its time;
 //! - [`host`]: its clocks and interfaces, for `trivet doctor`;
 //! - [`messages`], [`control`], [`client`]: what nodes and operators ask.
 //!
@@ -16,6 +17,7 @@
 //! two nodes cannot both be acknowledged. What lies here is that service goes on, soon.
 
 pub mod agent;
+pub mod child;
 pub mod client;
 mod clients;
 pub mod config;

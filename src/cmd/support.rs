@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 use trivet_node::Config;
+use trivet_node::child::end_within;
 use trivet_node::messages::{Answer, Ask, ClusterReport};
 
 use super::cluster::Cluster;
@@ -399,20 +400,9 @@ fn bounded(command: &mut Command, into: &Path) -> io::Result<()> {
     let errors = file.try_clone()?;
     let command = command.stdin(Stdio::null()).stdout(file).stderr(errors);
     let mut child = command.spawn()?;
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match child.try_wait()? {
-            Some(status) if status.success() => return Ok(()),
-            Some(status) => return Err(io::Error::other(status.to_string())),
-            None if Instant::now() > end => {
-                // It is ours, and it hangs.
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            // A child of ours: there is no event with a time-out without a signal handler.
-            None => std::thread::sleep(Duration::from_millis(5)),
-        }
+    match end_within(&mut child, PATIENCE)? {
+        status if status.success() => Ok(()),
+        status => Err(io::Error::other(status.to_string())),
     }
 }
 

@@ -3,6 +3,12 @@
 use std::path::Path;
 use std::process::{Child, Command};
 
+/// An address of loopback that no other test of this machine has: each takes numbers of its own.
+pub fn address(number: usize) -> String {
+    let pid = std::process::id();
+    format!("127.{number}.{}.{}", pid / 250 % 250, pid % 250 + 1)
+}
+
 /// The program, as node a's operator.
 pub fn trivet(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trivet"));

@@ -29,6 +29,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use trivet_protocol::VolumeId;
 
+use crate::child::end_within;
 use crate::config::ServiceConfig;
 use crate::error::{NodeError, Result};
 
@@ -262,20 +263,7 @@ fn ip(args: &[&str]) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| failed(what(), format_args!("{e}; is iproute2 installed?")))?;
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        match child.try_wait().map_err(|e| failed(what(), e))? {
-            Some(status) => break status,
-            None if Instant::now() > deadline => {
-                // It is ours, and it hangs.
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(failed(what(), format_args!("no end after {PATIENCE:?}")));
-            }
-            // A child of ours: there is no event with a time-out without a signal handler.
-            None => thread::sleep(Duration::from_millis(1)),
-        }
-    };
+    let status = end_within(&mut child, PATIENCE).map_err(|e| failed(what(), e))?;
     if status.success() {
         return Ok(());
     }

@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use trivet_node::host::{boot_ms, wall_ms};
+use trivet_node::guard;
+use trivet_node::host::wall_ms;
 use trivet_node::messages::{Answer, Ask, ClusterReport, HostReport, Report, Want};
 
 use super::Seen;
@@ -32,7 +33,7 @@ pub struct Clocks {
 fn now() -> Clocks {
     Clocks {
         wall: wall_ms(),
-        boot: boot_ms(),
+        boot: guard::now(),
     }
 }
 

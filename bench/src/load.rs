@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use trivet_protocol::limits::{MAX_BATCH_BLOCKS, MAX_READ_BLOCKS};
-use trivet_replica::volume::{BLOCK_BYTES, Batch, Block, VolumeError};
+use trivet_replica::volume::{Admission, BLOCK_BYTES, Batch, Block, VolumeError};
 use trivet_replica::{Flushed, Ticket, Volume};
 
 use crate::BenchError;
@@ -21,6 +21,9 @@ use crate::rng::Rng;
 
 /// A load without a completion for so long has failed.
 pub const STALLED: Duration = Duration::from_secs(60);
+
+/// Writes of at least this many bytes ask to be admitted.
+const STREAM: u64 = 128 << 10;
 
 /// What each operation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,7 +288,13 @@ fn step(
     }
     let batch = Batch::write(block, source.content());
     let started = Instant::now();
+    // As the file system does.
+    let admitted = match bytes >= STREAM {
+        true => volume.admit(bytes),
+        false => Admission::default(),
+    };
     let ticket = volume.submit(batch)?;
+    drop(admitted);
     match kind {
         Kind::DurableWrite if alone => {
             held.end(started, bytes, covered(ticket, volume.flush(ticket)));

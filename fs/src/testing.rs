@@ -19,10 +19,15 @@ pub struct HeldVolume {
 impl HeldVolume {
     /// Of 4,096 blocks.
     pub fn new() -> HeldVolume {
+        HeldVolume::of(4096)
+    }
+
+    /// Of so many blocks.
+    pub fn of(blocks: u64) -> HeldVolume {
         let dir = tempfile::tempdir().unwrap();
         let id = VolumeId::from_bytes([3; 16]);
         HeldVolume {
-            inner: PlainVolume::open(&dir.path().join("volume"), id, 4096).unwrap(),
+            inner: PlainVolume::open(&dir.path().join("volume"), id, blocks).unwrap(),
             held: AtomicBool::new(true),
             flushes: Mutex::new(None),
         }

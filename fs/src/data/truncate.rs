@@ -45,7 +45,10 @@ impl Core {
         let done = self.unmap(ino, &mut inode, from, u64::MAX, STEP)?;
         self.put_inode(ino, &inode)?;
         if done {
-            btree::remove(self, &Key::new(Ino(0), Kind::Orphan, ino.0))?;
+            // The mark of one that lost its last name meanwhile says that, and stays.
+            if inode.nlink > 0 {
+                btree::remove(self, &Key::new(Ino(0), Kind::Orphan, ino.0))?;
+            }
             self.truncating.remove(&ino);
         }
         Ok(done)
@@ -131,20 +134,25 @@ impl Fs {
 
     /// Finishes a truncation that is under way.
     pub(crate) fn settle(&self, ino: Ino) -> FsResult<()> {
-        while !self
-            .engine
-            .change(STEP, |core| {
+        loop {
+            let (done, _) = self.engine.change(STEP, |core| {
                 self.versions.bump(ino);
                 core.settle_step(ino)
-            })?
-            .0
-        {}
-        Ok(())
+            })?;
+            if done {
+                return Ok(());
+            }
+            if self.is_ending() {
+                let why = "the file system is closed while a file is cut; the next mount goes on";
+                return Err(FsError::Stopped(why.into()));
+            }
+        }
     }
 
-    /// Frees an inode without a name, unless it is in use.
+    /// Frees an inode without a name, unless it is in use. Stops half way when the file system is
+    /// closed: a large file takes long, and the next mount goes on with it.
     pub(crate) fn reap(&self, ino: Ino) -> FsResult<()> {
-        loop {
+        while !self.is_ending() {
             let mut open = false;
             let (done, _) = self.engine.change(STEP, |core| {
                 // Under the lock: nobody can take a reference meanwhile.
@@ -165,6 +173,7 @@ impl Fs {
                 return Ok(());
             }
         }
+        Ok(())
     }
 
     /// The edges that `resize` will need.

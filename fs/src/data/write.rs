@@ -7,6 +7,7 @@
 //! Copies of payload: none here but for the two edge blocks of an unaligned write.
 
 use bytes::Bytes;
+use trivet_replica::volume::Admission;
 
 use super::{BLOCK, MAX_IO, Piece, pieces, zeros};
 use crate::api::{Access, Change, Creds, Ctx, Done, Event, FileKind, Ino, InodeId};
@@ -19,6 +20,9 @@ use crate::ops::Fs;
 const ZERO_SCAN: usize = 64 << 10;
 /// Runs of zeros over stored blocks are discarded from this many blocks on.
 const ZERO_RUN: u64 = 16;
+/// Writes of at least this many bytes wait until the volume admits them, so that small ones need
+/// not wait long behind them.
+const STREAM: usize = 128 << 10;
 /// Bytes that the pools beneath must have beyond what a write needs.
 const POOL_MARGIN: u64 = 8 << 20;
 
@@ -303,6 +307,10 @@ impl Fs {
         if offset.checked_add(len).is_none_or(|end| end > MAX_SIZE) {
             return Err(FsError::TooBig);
         }
+        let _admitted = match data.len() >= STREAM {
+            true => self.engine.volume.admit(len),
+            false => Admission::default(),
+        };
         let room = self.engine.volume.space().free_bytes;
         let edges = self.edges(id, &[offset, offset + len])?;
         let blocks = (len / BLOCK) as usize + 2;

@@ -1,8 +1,8 @@
 //! The one thread that works unasked: frees nameless files, hands over and flushes what was
 //! changed, writes lagging times, and finishes reads whose file changed under them.
 //!
-//! Its queue holds at most one task per nameless file and per running read, so it is bounded by
-//! what the callers have under way.
+//! Its queue holds at most one task per nameless or half cut file and per running read, so it is
+//! bounded by what the callers have under way.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -16,6 +16,8 @@ use crate::error::{FsError, FsResult};
 
 pub(super) enum Task {
     Reap(Ino),
+    /// Finish a truncation that a crash or a close left half way.
+    Settle(Ino),
     Run(Box<dyn FnOnce() + Send>),
     Stop,
 }
@@ -53,6 +55,16 @@ impl Background {
         let _ = self.tasks.send(Task::Reap(ino));
     }
 
+    pub fn settle(&self, ino: Ino) {
+        let _ = self.tasks.send(Task::Settle(ino));
+    }
+
+    /// Whether it was told to end: what takes long is left to the next mount from then on.
+    pub fn is_ending(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Ends it, after the step at which it is. What it had still to do is found by the next mount.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         let _ = self.tasks.send(Task::Stop);
@@ -103,12 +115,20 @@ fn run(fs: &Weak<Fs>, queue: &Receiver<Task>) {
         let wait = interval.saturating_sub(committed.elapsed());
         let task = queue.recv_timeout(wait);
         let Some(fs) = fs.upgrade() else { return };
+        if fs.background.is_ending() {
+            return;
+        }
         match task {
             Ok(Task::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(Task::Run(f)) => f(),
             Ok(Task::Reap(ino)) => {
                 if let Err(e) = fs.reap(ino) {
                     tracing::warn!(%ino, error = %e, "cannot free a deleted file; next mount will");
+                }
+            }
+            Ok(Task::Settle(ino)) => {
+                if let Err(e) = fs.settle(ino) {
+                    tracing::warn!(%ino, error = %e, "cannot finish a truncation; next mount will");
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -120,6 +140,137 @@ fn run(fs: &Weak<Fs>, queue: &Receiver<Task>) {
             if flush {
                 flushed = committed;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+    use std::time::{Duration, Instant};
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::api::{CreateHow, Creds, Ctx, Door, InodeId, NewAttr};
+    use crate::data::{BLOCK, Edges, STEP};
+    use crate::fsck::fsck;
+    use crate::ops::Settings;
+    use crate::testing::{HeldVolume, fs_on};
+    use crate::vfs::Vfs;
+
+    /// Too many for one step, and to be freed by whoever removes the last name.
+    const PIECES: u64 = 4200;
+
+    /// A file system with one file in so many pieces that it is not cut in one step.
+    fn fragmented() -> (Arc<HeldVolume>, Arc<Fs>, InodeId) {
+        let volume = Arc::new(HeldVolume::of(16_384));
+        let fs = fs_on(volume.clone());
+        let creds = Creds::root();
+        let ctx = || Ctx::by(&creds, Door(9));
+        let how = (CreateHow::Guarded, NewAttr::default());
+        let made = fs.create(
+            Ctx::by(&creds, Door(9)),
+            InodeId::ROOT,
+            b"file",
+            how.0,
+            how.1,
+        );
+        let id = made.unwrap().value.attr.id;
+        for i in 0..PIECES {
+            let data = Bytes::from(vec![1; BLOCK as usize]);
+            fs.write(ctx(), id, 2 * i * BLOCK, data).unwrap();
+        }
+        (volume, fs, id)
+    }
+
+    /// The first step of a truncation to nothing.
+    fn cut(fs: &Fs, id: InodeId) {
+        fs.engine
+            .change(STEP, |core| {
+                let mut inode = core.inode(id.ino)?;
+                fs.resize(core, id.ino, &mut inode, 0, &Edges::NONE)?;
+                core.put_inode(id.ino, &inode)
+            })
+            .unwrap();
+        assert!(fs.engine.core().unwrap().truncating.contains(&id.ino));
+    }
+
+    fn unlink(fs: &Fs) {
+        let creds = Creds::root();
+        fs.unlink(Ctx::by(&creds, Door(9)), InodeId::ROOT, b"file")
+            .unwrap();
+    }
+
+    fn inodes(fs: &Fs) -> u64 {
+        fs.engine.core().unwrap().sb.inodes
+    }
+
+    /// Mounts it again; it is as empty as a new one before long, and whole.
+    fn all_is_freed(volume: &Arc<HeldVolume>) {
+        let fs = Fs::mount(volume.clone(), Settings::default()).unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        while inodes(&fs) > 1 || !fs.engine.core().unwrap().truncating.is_empty() {
+            assert!(Instant::now() < end, "{} inodes are left", inodes(&fs));
+            std::thread::yield_now();
+        }
+        fs.close().unwrap();
+        drop(fs);
+        let report = fsck(&**volume).unwrap();
+        assert_eq!(report.findings, []);
+        assert_eq!((report.files, report.data_blocks), (0, 0));
+    }
+
+    #[test]
+    fn one_that_loses_its_name_while_it_is_cut_is_freed() {
+        let (volume, fs, id) = fragmented();
+        cut(&fs, id);
+        fs.open_ref(id).unwrap();
+        unlink(&fs);
+        fs.settle(id.ino).unwrap();
+        fs.close().unwrap();
+        drop(fs);
+        all_is_freed(&volume);
+    }
+
+    #[test]
+    fn closing_does_not_wait_for_large_files_to_go() {
+        for truncated in [false, true] {
+            let (volume, fs, id) = fragmented();
+            // Given that the background has other things to do,
+            let (free, held) = channel::<()>();
+            fs.later(Box::new(move || assert!(held.recv().is_err())));
+            // and something large to do next,
+            match truncated {
+                true => {
+                    cut(&fs, id);
+                    fs.background.settle(id.ino);
+                }
+                false => {
+                    fs.open_ref(id).unwrap();
+                    unlink(&fs);
+                    fs.drop_ref(id);
+                }
+            }
+            // closing leaves it to the next mount.
+            let closing = fs.clone();
+            let closed = std::thread::spawn(move || closing.close());
+            while !fs.background.is_ending() {
+                std::thread::yield_now();
+            }
+            drop(free);
+            closed.join().unwrap().unwrap();
+            drop(fs);
+            let left = fsck(&*volume).unwrap();
+            assert_eq!(left.findings, []);
+            assert!(left.data_blocks > 0, "it was waited for");
+            if truncated {
+                let fs = Fs::mount(volume.clone(), Settings::default()).unwrap();
+                unlink(&fs);
+                fs.close().unwrap();
+            }
+            all_is_freed(&volume);
         }
     }
 }

@@ -179,6 +179,11 @@ impl Fs {
         }
     }
 
+    /// Whether it is being closed: what takes long is left to the next mount.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.background.is_ending()
+    }
+
     /// Frees a nameless inode now if that is quick, else in the background.
     pub(crate) fn reap_soon(&self, ino: Ino, blocks: u64) {
         if blocks > 4096 || self.reap(ino).is_err() {

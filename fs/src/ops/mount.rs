@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use trivet_replica::volume::{Batch, BatchOp, Block, Volume, VolumeId};
@@ -19,6 +20,9 @@ use crate::format::inode::Inode;
 use crate::format::key::{Key, Kind};
 use crate::format::page::{PAGE_BYTES, Page, PageKind};
 use crate::format::superblock::{MIN_BLOCKS, Superblock};
+
+/// How long closing waits for the last flush.
+const CLOSE: Duration = Duration::from_secs(5);
 
 /// How a file system is made.
 #[derive(Clone, Debug, Default)]
@@ -133,8 +137,8 @@ fn root_inode((uid, gid): (u32, u32), time: u64, birth: u64) -> Inode {
 }
 
 impl Fs {
-    /// Mounts the file system of a volume. What a crash left under way is finished: cut files
-    /// before this returns, nameless files in the background.
+    /// Mounts the file system of a volume. What a crash left under way, files to be freed or cut,
+    /// is finished in the background; whoever changes such a file waits for it.
     ///
     /// # Errors
     /// [`FsError::Mount`] says what the volume holds instead; [`FsError::Damaged`].
@@ -197,7 +201,7 @@ impl Fs {
             core.load_answers()?;
         }
         self.load_locks()?;
-        cut.into_iter().try_for_each(|ino| self.settle(ino))?;
+        cut.into_iter().for_each(|ino| self.background.settle(ino));
         gone.into_iter().for_each(|ino| self.background.reap(ino));
         lazy.chunks(32)
             .try_for_each(|inos| self.recover_times(inos))
@@ -229,28 +233,44 @@ impl Fs {
     }
 
     /// Makes everything durable and stops the background work. The object still answers, but
-    /// nothing is flushed unasked any more.
+    /// nothing is flushed unasked any more. A volume that does not flush (too few copies, say) is
+    /// waited for no longer than [`CLOSE`]: whoever was promised durability waits for its own
+    /// flush.
     ///
     /// # Errors
-    /// The volume's; then not everything is durable.
+    /// The volume's, or it was too slow; then not everything is durable.
     pub fn close(&self) -> FsResult<()> {
+        self.close_within(CLOSE)
+    }
+
+    /// As [`Fs::close`], with a bound of its own.
+    ///
+    /// # Errors
+    /// As [`Fs::close`].
+    pub fn close_within(&self, patience: Duration) -> FsResult<()> {
         self.background.stop();
         self.write_times(true)?;
         self.engine.commit()?;
-        self.flush_wait(Mark(u64::MAX))
+        let flushed = self.flush_soon(Mark(u64::MAX));
+        flushed.recv_timeout(patience).unwrap_or_else(|_| {
+            let why = format!("what was not flushed yet could not be within {patience:?}");
+            Err(FsError::Stopped(why))
+        })
     }
 
     /// Waits for a flush.
     pub(crate) fn flush_wait(&self, upto: Mark) -> FsResult<()> {
-        let (tx, rx) = std::sync::mpsc::sync_channel(1);
-        self.engine.flush_then(
-            upto,
-            Box::new(move |r| {
-                let _ = tx.send(r);
-            }),
-        );
-        rx.recv()
+        self.flush_soon(upto)
+            .recv()
             .unwrap_or_else(|_| Err(FsError::Stopped("the volume went away in a flush".into())))
+    }
+
+    fn flush_soon(&self, upto: Mark) -> Receiver<FsResult<()>> {
+        let (tx, rx) = std::sync::mpsc::sync_channel(1);
+        // Nobody may be waiting any more.
+        let done = Box::new(move |r| drop(tx.send(r)));
+        self.engine.flush_then(upto, done);
+        rx
     }
 
     /// Frees every nameless inode that nobody holds; true if there was one.

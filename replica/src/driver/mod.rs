@@ -31,8 +31,8 @@ use crate::upstairs::{
     Submitted, Upstairs, Verify, WaitId,
 };
 use crate::volume::{
-    BLOCK_BYTES, Batch, FlushDone, ReadDone, SpaceInfo, Ticket, Volume, VolumeError, VolumeInfo,
-    check_read,
+    Admission, BLOCK_BYTES, Batch, FlushDone, ReadDone, SpaceInfo, Ticket, Volume, VolumeError,
+    VolumeInfo, check_read,
 };
 use link::Link;
 pub use members::{MemberError, NewMember};
@@ -40,6 +40,8 @@ use ways::Way;
 
 /// How often time passes for the state machine.
 const TICK: Duration = Duration::from_millis(5);
+/// Whoever waits for room is told of it; and looks this often whether the volume stopped.
+const ROOM_LOOK: Duration = Duration::from_millis(100);
 /// A volume is handed back unflushed if it cannot be flushed within this time.
 const HAND_BACK_FLUSH: Duration = Duration::from_secs(5);
 /// Members are given this long to store a hand-back.
@@ -554,6 +556,23 @@ impl Volume for ReplicatedVolume {
         self.inner.perform(todo);
     }
 
+    fn admit(&self, bytes: u64) -> Admission<'_> {
+        let began = Instant::now();
+        let mut state = self.inner.lock();
+        let patience = state.upstairs.lapse_patience();
+        while !state.upstairs.admit(bytes) {
+            if began.elapsed() > patience || self.inner.stopped() {
+                return Admission::default();
+            }
+            let wait = self.inner.room.wait_timeout(state, ROOM_LOOK);
+            state = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(state);
+        let waited = began.elapsed().as_nanos() as u64;
+        self.inner.recorder.time("replica.admit", waited);
+        Admission::until(move || self.inner.with(|u, now| u.admission_over(now, bytes)))
+    }
+
     fn submit(&self, batch: Batch) -> Result<Ticket, VolumeError> {
         batch
             .check(self.inner.blocks())
@@ -584,10 +603,7 @@ impl Volume for ReplicatedVolume {
                         let status = state.upstairs.status(boot_time());
                         return Err(VolumeError::NotActive(no_room(began.elapsed(), &status)));
                     }
-                    let wait = self
-                        .inner
-                        .room
-                        .wait_timeout(state, Duration::from_millis(100));
+                    let wait = self.inner.room.wait_timeout(state, ROOM_LOOK);
                     state = wait.unwrap_or_else(PoisonError::into_inner).0;
                 }
             }

@@ -206,6 +206,10 @@ impl Inner {
                     let began = Instant::now();
                     way.connected(link, at);
                     let refused = self.serve_with_lease(link, way, at, connection);
+                    if refused.is_some() {
+                        // Somebody has to do something first, and that is told.
+                        in_vain = OFTEN;
+                    }
                     self.tell_trouble(way, way.addresses[at], refused);
                     lock(&way.road).using = None;
                     if began.elapsed() < LASTING {

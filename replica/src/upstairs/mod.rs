@@ -24,6 +24,7 @@ mod history;
 mod lease;
 mod links;
 mod membership;
+mod pace;
 mod peer;
 mod reads;
 mod reign;
@@ -53,6 +54,7 @@ use crate::volume::{Receipt, Ticket, VolumeError};
 use activate::Activation;
 use history::History;
 use membership::Pending;
+use pace::Pace;
 use peer::Peer;
 use reads::Reads;
 use scarce::{Room, Scarce};
@@ -89,6 +91,7 @@ pub struct Upstairs {
     flushes: BTreeMap<Seq, Vec<WaitId>>,
     reads: Reads,
     scarce: Scarce,
+    pace: Pace,
     next_request: u64,
     asked: BTreeMap<u64, Asked>,
     /// Completions held back while the lease is not valid (invariant 2).
@@ -140,6 +143,7 @@ impl Upstairs {
     pub fn new(config: Config) -> Upstairs {
         let links = config.links.iter().take(MAX_LINKS);
         let peers = links.map(|n| Peer::new(n.clone())).collect();
+        let pace = Pace::new(config.limits.window_bytes);
         Upstairs {
             config,
             phase: Phase::Idle,
@@ -154,6 +158,7 @@ impl Upstairs {
             flushes: BTreeMap::new(),
             reads: Reads::default(),
             scarce: Scarce::default(),
+            pace,
             next_request: 1,
             asked: BTreeMap::new(),
             withheld: Vec::new(),
@@ -303,6 +308,7 @@ impl Upstairs {
             return;
         }
         self.commit = reached;
+        self.pace.durable(now, reached);
         self.answer_flushes(now);
         self.release_history();
         self.offer_room(now);

@@ -50,6 +50,10 @@ impl Upstairs {
     /// Asks every replica that flows to make everything durable.
     pub(super) fn request_sync(&mut self, now: Now) {
         self.last_sync = now;
+        let last = self.last();
+        if last > self.commit {
+            self.pace.sync_asked(now, last);
+        }
         for link in self.links() {
             self.sync_peer(link);
         }

@@ -52,6 +52,26 @@ pub type FlushDone = Box<dyn FnOnce(Flushed) + Send>;
 /// Called once with the content of the blocks that were read, in order.
 pub type ReadDone = Box<dyn FnOnce(Result<Bytes, VolumeError>) + Send>;
 
+/// Leave to prepare and submit a large write, until it is dropped: see [`Volume::admit`].
+#[must_use = "it is over when this is dropped"]
+#[derive(Default)]
+pub struct Admission<'a>(Option<Box<dyn FnOnce() + 'a>>);
+
+impl<'a> Admission<'a> {
+    /// For implementations of [`Volume`] alone: `over` is called when it is dropped.
+    pub fn until(over: impl FnOnce() + 'a) -> Admission<'a> {
+        Admission(Some(Box::new(over)))
+    }
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        if let Some(over) = self.0.take() {
+            over();
+        }
+    }
+}
+
 /// What a volume is, at the moment of asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {
@@ -126,6 +146,15 @@ pub trait Volume: Send + Sync {
     /// Reads `count` blocks (1 to 256) and calls `done`, perhaps before returning if the content
     /// is at hand.
     fn read_then(&self, block: Block, count: u32, done: ReadDone);
+
+    /// To be asked for before a large write is prepared, and kept until it was submitted. Waits
+    /// while so much is undurable that others' flushes would have to wait for long; so it is asked
+    /// for before any lock that small writes need. It promises nothing: a volume that fails says so
+    /// when the write is submitted.
+    fn admit(&self, bytes: u64) -> Admission<'_> {
+        let _ = bytes;
+        Admission::default()
+    }
 
     /// Takes a batch into the history. On return it is in effect for every later read, but
     /// volatile until flushed. Waits while queues are full.

@@ -293,6 +293,7 @@ impl Served {
         };
         self.recorder.time("downstairs.checkpoint", nanos(began));
         let (bytes, took) = (job.log_bytes(), began.elapsed());
+        tracing::debug!(volume = %self.volume, bytes, ?took, "checkpoint");
         let mut out = Vec::new();
         let full = {
             let mut replica = lock(&self.replica);

@@ -2,7 +2,7 @@
 
 use crate::core::group::MAX_FLUSHES;
 use crate::core::{META_ROOM, SEAL_BLOCKS, SEAL_TAKEN};
-use crate::data::MAX_IO;
+use crate::data::{MAX_IO, STREAM};
 use crate::format::bitmap::GROUP_BLOCKS;
 use crate::format::inode::{MAX_LINKS, MAX_SIZE};
 use crate::format::items::{COLLISIONS, MAX_EXTENT, MAX_NAME, MAX_SYMLINK, MAX_XATTR};
@@ -10,7 +10,7 @@ use crate::format::page::MAX_LEVEL;
 use crate::format::superblock::MIN_BLOCKS;
 use crate::fuse::{MAX_BACKGROUND, MAX_INODES, MAX_NAMES, MAX_REQUEST};
 use crate::lock::table::{MAX_LOCKS, MAX_WAITERS};
-use crate::ops::{CLIENTS, MAX_ANSWER, MAX_LAZY, MAX_LIST, MAX_PAGE, PER_CLIENT};
+use crate::ops::{CLIENTS, CLOSE, MAX_ANSWER, MAX_LAZY, MAX_LIST, MAX_PAGE, PER_CLIENT};
 
 /// One bound.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +116,18 @@ pub const LIMITS: &[Limit] = &[
         SEAL_TAKEN as u64,
         "bytes",
         "data taken in until it is, overwritten too",
+    ),
+    limit(
+        "fs.stream",
+        STREAM as u64,
+        "bytes",
+        "a write from which on the volume has to admit it",
+    ),
+    limit(
+        "fs.close",
+        CLOSE.as_secs(),
+        "seconds",
+        "the last flush, when a file system is closed",
     ),
     limit(
         "fs.flushes",

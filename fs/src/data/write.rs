@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use trivet_replica::volume::Admission;
 
-use super::{BLOCK, MAX_IO, Piece, pieces, zeros};
+use super::{BLOCK, MAX_IO, Piece, STREAM, pieces, zeros};
 use crate::api::{Access, Change, Creds, Ctx, Done, Event, FileKind, Ino, InodeId};
 use crate::core::Core;
 use crate::error::{FsError, FsResult};
@@ -20,9 +20,6 @@ use crate::ops::Fs;
 const ZERO_SCAN: usize = 64 << 10;
 /// Runs of zeros over stored blocks are discarded from this many blocks on.
 const ZERO_RUN: u64 = 16;
-/// Writes of at least this many bytes wait until the volume admits them, so that small ones need
-/// not wait long behind them.
-const STREAM: usize = 128 << 10;
 /// Bytes that the pools beneath must have beyond what a write needs.
 const POOL_MARGIN: u64 = 8 << 20;
 

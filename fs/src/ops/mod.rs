@@ -32,6 +32,7 @@ use crate::error::{FsError, FsResult};
 
 pub(crate) use dir::MAX_PAGE;
 pub(crate) use lazy::MAX_LISTED as MAX_LAZY;
+pub(crate) use mount::CLOSE;
 pub use mount::{MkfsOptions, mkfs};
 pub(crate) use reply::{CLIENTS, MAX_ANSWER, PER_CLIENT, Replies};
 pub(crate) use xattr::MAX_LIST;

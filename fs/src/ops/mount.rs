@@ -22,7 +22,7 @@ use crate::format::page::{PAGE_BYTES, Page, PageKind};
 use crate::format::superblock::{MIN_BLOCKS, Superblock};
 
 /// How long closing waits for the last flush.
-const CLOSE: Duration = Duration::from_secs(5);
+pub(crate) const CLOSE: Duration = Duration::from_secs(5);
 
 /// How a file system is made.
 #[derive(Clone, Debug, Default)]

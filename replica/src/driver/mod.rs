@@ -42,6 +42,8 @@ use ways::Way;
 const TICK: Duration = Duration::from_millis(5);
 /// Whoever waits for room is told of it; and looks this often whether the volume stopped.
 const ROOM_LOOK: Duration = Duration::from_millis(100);
+/// A submission that waited longer is worth a line to whoever looks for it.
+const SLOW: Duration = Duration::from_millis(300);
 /// A volume is handed back unflushed if it cannot be flushed within this time.
 const HAND_BACK_FLUSH: Duration = Duration::from_secs(5);
 /// Members are given this long to store a hand-back.
@@ -586,6 +588,12 @@ impl Volume for ReplicatedVolume {
             let submitted = state.upstairs.submit(boot_time(), &prepared);
             match submitted {
                 Submitted::At(seq) => {
+                    let waited = began.elapsed();
+                    if waited > SLOW {
+                        let status = state.upstairs.status(boot_time());
+                        let why = no_room(waited, &status);
+                        tracing::debug!(volume = %self.inner.volume, why, "a slow write");
+                    }
                     let todo = self.inner.collect(&mut state);
                     drop(state);
                     self.inner.perform(todo);

@@ -6,7 +6,7 @@ SIM := target/release/trivet-sim
 TAKEOVER := target/release/trivet-takeover
 
 .DEFAULT_GOAL := help
-.PHONY: help up down demo takeovers build deb check test test-long test-vm test-package test-container differential sim mutants bench fuzz deny clean
+.PHONY: help up down demo takeovers build deb check test test-long test-vm test-package test-upgrade test-container differential sim mutants bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,7 @@ test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed f
 	  STEPS=600 OPS=3000 SEEDS=3
 	$(MAKE) differential N=200000
 	$(MAKE) test-package SUITES="bookworm trixie"
+	$(MAKE) test-upgrade
 	$(MAKE) test-container
 	$(MAKE) takeovers N=200
 	$(TAKEOVER) takeovers --trivet $(TRIVET) --witness --count 50
@@ -70,6 +71,11 @@ differential: ## The same random calls to ours and to nfs-ganesha, compared (roo
 test-package: ## Install, serve, upgrade, purge the package in a Debian of its own (root; SUITES=trixie)
 	$(CARGO) build --locked --bin trivet
 	SUITES="$(or $(SUITES),bookworm)" tests/package.sh target/debug/trivet
+
+test-upgrade: ## Rolling upgrade and back from packages, under load, in three Debians (root; SUITE=trixie)
+	$(CARGO) build --locked --bin trivet
+	$(CARGO) build --locked -p trivet-takeover
+	SUITE="$(or $(SUITE),bookworm)" tests/package-upgrade.sh target/debug/trivet target/debug/trivet-takeover
 
 test-container: ## The exporter in an unprivileged LXC container, driven by the hookscript (root)
 	$(CARGO) build --locked --bin trivet

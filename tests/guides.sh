@@ -31,6 +31,7 @@ ssh() { # HOST systemctl VERB ... trivet
     "systemctl start") start "$1" ;;
     "systemctl stop") kill "$pid" && { wait "$pid" || true; } ;;
     "systemctl restart") kill "$pid" && { wait "$pid" || true; } && start "$1" ;;
+    "apt-get install") : ;; # all run the same program; package-upgrade.sh has two
     "systemctl kill") # of the whole service: parent and daemon
       # shellcheck disable=SC2046 # two process ids
       kill -KILL "$pid" $(pgrep -P "$pid") && { wait "$pid" || true; } ;;

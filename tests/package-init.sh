@@ -28,8 +28,11 @@ exec >/init.log 2>&1
 trap 'echo "ended with $?" >/init.end; systemctl poweroff -ff' EXIT
 say() { echo "package: with its own init: $*"; }
 fail() {
+  journalctl --sync || true
   systemctl status --no-pager trivet || true
-  journalctl -u trivet --no-pager | tail -20
+  journalctl -u trivet --no-pager | tail -40
+  ip -n trivet-vms addr || true
+  trivet event list || true
   say "FAILED: $*"
   exit 1
 }

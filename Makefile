@@ -26,8 +26,8 @@ takeovers: $(TAKEOVER) ## N=200 takeovers under load, checked (root; SEED=n repe
 build: ## Build target/release/trivet
 	$(CARGO) build --release --locked --bin trivet
 
-deb: build ## Build target/debian/trivet_VERSION_ARCH.deb, for this Debian and newer ones
-	@deploy/deb/build $(TRIVET)
+deb: $(if $(ARCH),,build) ## Build target/debian/trivet_VERSION_ARCH.deb, for this Debian and newer ones (ARCH=arm64)
+	@$(if $(ARCH),deploy/deb/cross $(ARCH),deploy/deb/build $(TRIVET))
 
 check: ## Formatting and lints, as CI has them
 	$(CARGO) fmt --all --check

@@ -6,7 +6,7 @@ SIM := target/release/trivet-sim
 TAKEOVER := target/release/trivet-takeover
 
 .DEFAULT_GOAL := help
-.PHONY: help up down demo takeovers build deb check test test-long test-vm test-package test-upgrade test-container differential sim mutants bench fuzz deny clean
+.PHONY: help up down demo takeovers build deb check test test-long test-vm test-package test-upgrade test-arm64 test-container differential sim mutants bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,7 @@ test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed f
 	$(MAKE) differential N=200000
 	$(MAKE) test-package SUITES="bookworm trixie"
 	$(MAKE) test-upgrade
+	$(MAKE) test-arm64
 	$(MAKE) test-container
 	$(MAKE) takeovers N=200
 	$(TAKEOVER) takeovers --trivet $(TRIVET) --witness --count 50
@@ -76,6 +77,10 @@ test-upgrade: ## Rolling upgrade and back from packages, under load, in three De
 	$(CARGO) build --locked --bin trivet
 	$(CARGO) build --locked -p trivet-takeover
 	SUITE="$(or $(SUITE),bookworm)" tests/package-upgrade.sh target/debug/trivet target/debug/trivet-takeover
+
+test-arm64: ## The package for arm64 from the cross compiler, its regions under QEMU's emulation
+	$(CARGO) build --locked --bin trivet
+	tests/arm64.sh target/debug/trivet
 
 test-container: ## The exporter in an unprivileged LXC container, driven by the hookscript (root)
 	$(CARGO) build --locked --bin trivet

@@ -23,11 +23,13 @@ if [ "${INSIDE:-}" != 1 ]; then
   cd "$(dirname "$0")/.."
   base=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-upgrade.XXXXXX")
   built=target/debug/trivet
+  # The build of the next version takes the place of this one's.
+  restore() { [ ! -e "$base/kept" ] || { rm -f "$built" && mv "$base/kept" "$built"; }; }
   # shellcheck disable=SC2317 # by the trap
   end() {
     # In the order in which they can go: what is beneath first.
     find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
-    [ ! -e "$base/kept" ] || mv "$base/kept" "$built"
+    restore
     rm -rf --one-file-system "$base"
   }
   trap end EXIT
@@ -54,7 +56,7 @@ if [ "${INSIDE:-}" != 1 ]; then
   CARGO_TARGET_DIR=$PWD/target cargo build --quiet --offline --manifest-path "$tree/Cargo.toml" \
     --bin trivet
   cp "$built" "$base/next"
-  mv "$base/kept" "$built"
+  restore
   "$base/next" --version
   mkdir "$base/packages"
   old=$(deploy/deb/build "$base/trivet" "$base/packages")
@@ -220,4 +222,11 @@ kill $watch
 kill $load
 wait $load || fail "the client's load found something"
 cat "$base/load.log"
-for host in pve3 pve2 pve1; do on "$host" systemctl stop trivet || fail "stop on $host"; done
+
+# --- removed while it runs: the package ends the daemon first --------------------------------------
+for host in pve3 pve2 pve1; do
+  on "$host" apt-get remove -y trivet >"$base/apt.log" 2>&1 || fail "apt-get remove on $host"
+  ! on "$host" sh -c 'cat /proc/[0-9]*/comm' | grep -x trivet || fail "a daemon of $host is still there"
+  [ -d "$base/$host/var/lib/trivet/pool" ] || fail "removing took the data of $host away"
+done
+say "removed while it ran; the data stays"

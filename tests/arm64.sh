@@ -20,8 +20,8 @@ package=$(deploy/deb/cross arm64)
 say "$(stat -c %s "$package") bytes; $(dpkg-deb -f "$package" Depends)"
 lintian --allow-root --fail-on error,warning,info "$package"
 say "lintian: nothing to say"
-dpkg-deb -x "$package" "$work/root"
-there() { qemu-aarch64 -L /usr/aarch64-linux-gnu "$work/root/usr/bin/trivet" "$@"; }
+dpkg-deb -x "$package" "$work/unpacked"
+there() { qemu-aarch64 -L /usr/aarch64-linux-gnu "$work/unpacked/usr/bin/trivet" "$@"; }
 here() { "$native" "$@"; }
 there --version
 cd "$work"

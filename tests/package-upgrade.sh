@@ -94,11 +94,11 @@ ip link set sw up
 ip addr add 10.99.0.21/24 dev sw
 hosts=(pve1 pve2 pve3)
 declare -A inits
-on() { # host, command...: typed there, in root's home
+on() { # host, command...: typed there, in /srv
   local host=$1
   shift
   nsenter -t "${inits[$host]}" --mount --uts --ipc --net --pid --cgroup --root --wd \
-    env -i -C /root HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 \
+    env -i -C /srv HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 \
     DEBIAN_FRONTEND=noninteractive "$@"
 }
 fail() {
@@ -136,8 +136,8 @@ for n in 1 2 3; do
   mount -t overlay overlay "$root" \
     -o "lowerdir=$base/debian,upperdir=$base/$host-upper,workdir=$base/$host-work"
   echo $host >"$root/etc/hostname"
-  cp "$base/old.deb" "$root/root/trivet_OLD_amd64.deb"
-  cp "$base/new.deb" "$root/root/trivet_NEW_amd64.deb"
+  cp "$base/old.deb" "$root/srv/trivet_OLD_amd64.deb"
+  cp "$base/new.deb" "$root/srv/trivet_NEW_amd64.deb"
   # shellcheck disable=SC2016 # for the shell inside
   bash -c 'echo $$ >"$1/cgroup.procs"
     exec nsenter --net="/run/netns/$2" unshare --mount --pid --uts --ipc --cgroup --fork \

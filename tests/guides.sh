@@ -78,7 +78,7 @@ for guide in "${all[@]}"; do
     # shellcheck disable=SC2016 # for the guide's shell
     [ -z "$needs" ] || echo 'for n in *.pid; do kill "$(cat "$n")" 2>/dev/null || true; done; wait'
   } >"$work/$guide.sh"
-  (cd "$work/$guide" && timeout 120 bash -x "../$guide.sh") >"$work/log" 2>&1 || {
+  (cd "$work/$guide" && timeout 240 bash -x "../$guide.sh") >"$work/log" 2>&1 || {
     tail -25 "$work/log"
     echo "guides: FAILED: $guide.md, at the command above"
     exit 1

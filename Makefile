@@ -6,7 +6,7 @@ SIM := target/release/trivet-sim
 TAKEOVER := target/release/trivet-takeover
 
 .DEFAULT_GOAL := help
-.PHONY: help up down demo takeovers build deb check test test-long test-vm test-package test-container differential sim mutants bench fuzz deny clean
+.PHONY: help up down demo takeovers build deb check test test-long test-vm test-package test-upgrade test-arm64 test-container differential sim mutants bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,8 @@ takeovers: $(TAKEOVER) ## N=200 takeovers under load, checked (root; SEED=n repe
 build: ## Build target/release/trivet
 	$(CARGO) build --release --locked --bin trivet
 
-deb: build ## Build target/debian/trivet_VERSION_ARCH.deb, for this Debian and newer ones
-	@deploy/deb/build $(TRIVET)
+deb: $(if $(ARCH),,build) ## Build target/debian/trivet_VERSION_ARCH.deb, for this Debian and newer ones (ARCH=arm64)
+	@$(if $(ARCH),deploy/deb/cross $(ARCH),deploy/deb/build $(TRIVET))
 
 check: ## Formatting and lints, as CI has them
 	$(CARGO) fmt --all --check
@@ -51,6 +51,8 @@ test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed f
 	  STEPS=600 OPS=3000 SEEDS=3
 	$(MAKE) differential N=200000
 	$(MAKE) test-package SUITES="bookworm trixie"
+	$(MAKE) test-upgrade
+	$(MAKE) test-arm64
 	$(MAKE) test-container
 	$(MAKE) takeovers N=200
 	$(TAKEOVER) takeovers --trivet $(TRIVET) --witness --count 50
@@ -70,6 +72,15 @@ differential: ## The same random calls to ours and to nfs-ganesha, compared (roo
 test-package: ## Install, serve, upgrade, purge the package in a Debian of its own (root; SUITES=trixie)
 	$(CARGO) build --locked --bin trivet
 	SUITES="$(or $(SUITES),bookworm)" tests/package.sh target/debug/trivet
+
+test-upgrade: ## Rolling upgrade and back from packages, under load, in three Debians (root; SUITE=trixie)
+	$(CARGO) build --locked --bin trivet
+	$(CARGO) build --locked -p trivet-takeover
+	SUITE="$(or $(SUITE),bookworm)" tests/package-upgrade.sh target/debug/trivet target/debug/trivet-takeover
+
+test-arm64: ## The package for arm64 from the cross compiler, its regions under QEMU's emulation
+	$(CARGO) build --locked --bin trivet
+	tests/arm64.sh target/debug/trivet
 
 test-container: ## The exporter in an unprivileged LXC container, driven by the hookscript (root)
 	$(CARGO) build --locked --bin trivet

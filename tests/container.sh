@@ -78,13 +78,12 @@ done
 echo $$ >c.pid
 
 # --- the cluster: replicas on the hosts, an exporter without a vote ----------------------------
-trivet init --node a=10.99.0.1 --node b=10.99.0.2 --node c=10.99.0.3 --node vms=10.99.0.10 \
+trivet init --node a=10.99.0.1 --node b=10.99.0.2 --node c=10.99.0.3 --exporter vms=10.99.0.10 \
   --driver external --allow 10.99.0.0/24 --pool "$base/pool" --out . >/dev/null
 for n in a b c; do
-  sed -i "/^name = \"$n\"/,/^\[\[/{s|/pool\"|/pool-$n\"|; s/, \"exporter\"//}" trivet.toml
+  sed -i "/^name = \"$n\"/,/^\[\[/s|/pool\"|/pool-$n\"|" trivet.toml
   trivet pool create "pool-$n" >/dev/null
 done
-sed -i '/^name = "vms"/,/^\[\[/{s/"replica", //; /^\[node.pools\]/d; /^main = /d}' trivet.toml
 for n in a b c; do
   on $n trivet serve --node $n --key $n.key --state "state-$n" >$n.log 2>&1 &
 done

@@ -22,23 +22,26 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn an_exporter_is_heard_and_takes_commands_from_hosts() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    done(
-        trivet(dir)
-            .arg("init")
+    let init = |driver: &str| {
+        let mut c = trivet(dir);
+        c.arg("init")
             .args(["--node", &format!("a={}", address(84))])
-            .args(["--node", &format!("e={}", address(85))])
-            .args(["--driver", "external", "--allow", "127.0.0.1"])
+            .args(["--exporter", &format!("e={}", address(85))])
+            .args(["--driver", driver, "--allow", "127.0.0.1"])
             .args(["--out".as_ref(), dir.as_os_str()])
-            .args(["--pool".as_ref(), dir.join("pool").as_os_str()]),
-    );
-    let file = dir.join("trivet.toml");
-    let text = std::fs::read_to_string(&file).unwrap();
-    let (a, e) = text.split_once("name = \"e\"").unwrap();
-    let e = e.replace(r#"["replica", "exporter"]"#, r#"["exporter"]"#);
-    let (head, volume) = e.split_once("[node.pools]").unwrap();
-    let (_, volume) = volume.split_once("[[volume]]").unwrap();
-    let text = format!("{a}name = \"e\"{head}[[volume]]{volume}");
-    std::fs::write(&file, text).unwrap();
+            .args(["--pool".as_ref(), dir.join("pool").as_os_str()]);
+        c
+    };
+    // Who decides is not the node itself.
+    let refused = init("automatic").output().unwrap();
+    assert!(!refused.status.success());
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("--driver external"), "{said}");
+    done(&mut init("external"));
+    let text = std::fs::read_to_string(dir.join("trivet.toml")).unwrap();
+    let (host, exporter) = text.split_once("name = \"e\"").unwrap();
+    assert!(host.contains(r#"roles = ["replica"]"#), "{text}");
+    assert!(exporter.contains(r#"roles = ["exporter"]"#), "{text}");
     done(trivet(dir).args(["pool", "create"]).arg(dir.join("pool")));
     let serve = |name: &str| {
         let child = trivet(dir)

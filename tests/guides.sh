@@ -31,6 +31,7 @@ ssh() { # HOST systemctl VERB ... trivet
     "systemctl start") start "$1" ;;
     "systemctl stop") kill "$pid" && { wait "$pid" || true; } ;;
     "systemctl restart") kill "$pid" && { wait "$pid" || true; } && start "$1" ;;
+    "apt-get install") : ;; # all run the same program; package-upgrade.sh has two
     "systemctl kill") # of the whole service: parent and daemon
       # shellcheck disable=SC2046 # two process ids
       kill -KILL "$pid" $(pgrep -P "$pid") && { wait "$pid" || true; } ;;
@@ -77,7 +78,7 @@ for guide in "${all[@]}"; do
     # shellcheck disable=SC2016 # for the guide's shell
     [ -z "$needs" ] || echo 'for n in *.pid; do kill "$(cat "$n")" 2>/dev/null || true; done; wait'
   } >"$work/$guide.sh"
-  (cd "$work/$guide" && timeout 120 bash -x "../$guide.sh") >"$work/log" 2>&1 || {
+  (cd "$work/$guide" && timeout 240 bash -x "../$guide.sh") >"$work/log" 2>&1 || {
     tail -25 "$work/log"
     echo "guides: FAILED: $guide.md, at the command above"
     exit 1

@@ -28,8 +28,11 @@ exec >/init.log 2>&1
 trap 'echo "ended with $?" >/init.end; systemctl poweroff -ff' EXIT
 say() { echo "package: with its own init: $*"; }
 fail() {
+  journalctl --sync || true
   systemctl status --no-pager trivet || true
-  journalctl -u trivet --no-pager | tail -20
+  journalctl -u trivet --no-pager | tail -40
+  ip -n trivet-vms addr || true
+  trivet event list || true
   say "FAILED: $*"
   exit 1
 }
@@ -127,3 +130,31 @@ done
 [ ! -d "/proc/$daemon" ] || fail "the daemon that stood still is still there"
 systemctl stop trivet || fail "stop"
 say "killed, restarted, stopped, woken by the watchdog; the file is the same"
+
+# mount(8) finds the program by the package's link; fstab's line is that of docs/command-line.md.
+rm -r /run/systemd/system/trivet.service.d
+sed -i '/^mount = /d' /etc/trivet/trivet.toml
+echo 'vms  /mnt/vms  trivet  noauto,nosuid,_netdev,x-systemd.requires=trivet.service  0  0' >>/etc/fstab
+systemctl daemon-reload
+has() { [ "$(cat /mnt/vms/file)" = hello ] || fail "$1: the file is not there"; }
+systemctl start mnt-vms.mount || { journalctl -u mnt-vms.mount | tail -5; fail "fstab's line"; }
+has "fstab"
+grep ' /mnt/vms ' /proc/mounts | grep -w nosuid >/dev/null || fail "nosuid"
+case $(systemctl show mnt-vms.mount -p After) in
+  *remote-fs-pre.target*trivet.service* | *trivet.service*remote-fs-pre.target*) ;;
+  *) fail "the mount's place in the order: $(systemctl show mnt-vms.mount -p After)" ;;
+esac
+# As at shutdown: the mount ends before the daemon does.
+systemctl stop trivet || fail "stop, mounted"
+[ "$(of_unit Result)" = success ] || fail "stop, mounted: $(of_unit Result)"
+[ "$(systemctl show mnt-vms.mount -p Result --value)" = success ] || fail "the mount's end"
+! mountpoint -q /mnt/vms || fail "still mounted"
+systemctl start trivet || fail "starts no third time"
+mount -t trivet vms /mnt/vms || fail "mount -t trivet"
+has "mount"
+umount /mnt/vms
+mount /mnt/vms || fail "mount, of fstab"
+has "mount, of fstab"
+umount /mnt/vms
+systemctl stop trivet || fail "stop"
+say "mounted by fstab, by systemd and by hand, with the package's mount.trivet"

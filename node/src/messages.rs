@@ -276,6 +276,9 @@ pub struct Report {
     pub node: String,
     /// The program's version.
     pub version: String,
+    /// The newest version of the protocol that it speaks; 0 from one that did not tell.
+    #[serde(default)]
+    pub protocol: u16,
     /// Since when it runs, in milliseconds.
     pub up_ms: u64,
     /// It is out of service.
@@ -502,6 +505,10 @@ pub struct ActiveMember {
     /// Milliseconds that it runs.
     #[serde(default)]
     pub resync_ms: u64,
+    /// The version of the protocol that is spoken with it; 0 while none is agreed on, and from a
+    /// node that did not tell.
+    #[serde(default)]
+    pub protocol: u16,
 }
 
 /// What is wanted of a volume. The highest number wins, on every node that hears of it.

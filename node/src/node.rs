@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use trivet_cluster::{Attach, Host, Reach, attach};
 use trivet_nfs::export::ExportSpec;
+use trivet_protocol::frame::VERSION;
 use trivet_protocol::{Recorder, VolumeId};
 use trivet_replica::driver::ReplicatedVolume;
 use trivet_transport::call::Client;
@@ -509,6 +510,7 @@ impl Node {
         Report {
             node: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: VERSION,
             up_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             drained: state.drained(),
             volumes,

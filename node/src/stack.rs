@@ -254,8 +254,10 @@ impl Stack {
     /// How the volume is.
     pub fn report(&self) -> ActiveReport {
         let status = self.volume.status();
+        let spoken = self.volume.spoken();
         let info = self.volume.info();
         let members = status.members.into_iter().map(|m| ActiveMember {
+            protocol: spoken.get(&m.id).copied().unwrap_or_default(),
             id: m.id,
             node: m.node,
             kind: m.kind,

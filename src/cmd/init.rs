@@ -34,6 +34,10 @@ pub struct InitArgs {
     /// A host that only votes, as the third of two
     #[arg(long, value_name = "NAME=ADDR[,ADDR]")]
     witness: Option<String>,
+    /// A container that a cluster manager starts where the volume is to be active (`--driver
+    /// external`): it exports and keeps nothing, and the hosts keep replicas alone
+    #[arg(long, value_name = "NAME=ADDR[,ADDR]", conflicts_with_all = ["service", "adopt"])]
+    exporter: Option<String>,
     /// Take over the volume that `trivet up` has made in this directory, on the first of three
     /// hosts; `trivet up` must have ended
     #[arg(long, value_name = "DIR", conflicts_with = "witness")]
@@ -74,6 +78,8 @@ struct Written {
     keys: Vec<PathBuf>,
     pool: PathBuf,
     volume: String,
+    /// The node that is a container, if one is.
+    exporter: Option<String>,
     /// Nodes on the first host that keep the other two regions until they have moved.
     lodgers: Vec<String>,
 }
@@ -83,6 +89,12 @@ struct Written {
 /// # Errors
 /// An argument makes no sense, or something is there already.
 pub fn run(args: &InitArgs, format: Format) -> Result<(), CliError> {
+    if args.exporter.is_some() && args.driver != DriverArg::External {
+        return Err(
+            CliError::usage("an exporter is active where a cluster manager starts it")
+                .hint("add --driver external, or leave --exporter out"),
+        );
+    }
     let file = args.out.join("trivet.toml");
     if file.exists() {
         return Err(
@@ -135,6 +147,7 @@ pub fn run(args: &InitArgs, format: Format) -> Result<(), CliError> {
         keys,
         pool: args.pool.clone(),
         volume: args.volume.clone(),
+        exporter: config.nodes.iter().find_map(only_exports),
         lodgers,
     };
     match adopted {
@@ -144,14 +157,24 @@ pub fn run(args: &InitArgs, format: Format) -> Result<(), CliError> {
 }
 
 fn given(args: &InitArgs) -> Vec<(&String, BTreeSet<Role>)> {
+    let host: BTreeSet<Role> = match args.exporter {
+        Some(_) => [Role::Replica].into(),
+        None => [Role::Replica, Role::Exporter].into(),
+    };
     let data = args.nodes.iter();
-    let mut all: Vec<_> = data
-        .map(|n| (n, [Role::Replica, Role::Exporter].into()))
-        .collect();
+    let mut all: Vec<_> = data.map(|n| (n, host.clone())).collect();
     if let Some(w) = &args.witness {
         all.push((w, [Role::Witness].into()));
     }
+    if let Some(e) = &args.exporter {
+        all.push((e, [Role::Exporter].into()));
+    }
     all
+}
+
+/// Its name, if it keeps nothing.
+fn only_exports(node: &NodeConfig) -> Option<String> {
+    node.pools.is_empty().then(|| node.name.clone())
 }
 
 fn node(given: &str, roles: BTreeSet<Role>, args: &InitArgs) -> Result<NodeConfig, CliError> {
@@ -167,10 +190,14 @@ fn node(given: &str, roles: BTreeSet<Role>, args: &InitArgs) -> Result<NodeConfi
     let addresses: Option<Vec<_>> = addresses.split(',').map(address).collect();
     let pool = std::path::absolute(&args.pool)
         .map_err(|e| CliError::failed(format_args!("{}: {e}", args.pool.display())))?;
+    let pools = match roles.iter().all(|r| *r == Role::Exporter) {
+        true => BTreeMap::new(),
+        false => BTreeMap::from([("main".to_owned(), pool)]),
+    };
     Ok(NodeConfig {
         name: name.to_owned(),
         addresses: addresses.ok_or_else(wrong)?,
-        pools: BTreeMap::from([("main".to_owned(), pool)]),
+        pools,
         roles,
         key: None,
         metrics: None,
@@ -220,6 +247,14 @@ fn text(w: &Written) -> String {
     let mut out = format!("{} describes the cluster; next:\n", w.config.display());
     for key in &w.keys {
         let node = key.file_stem().unwrap_or_default().to_string_lossy();
+        if w.exporter.as_deref() == Some(&*node) {
+            out.push_str(&format!(
+                "  for the container {node}, on each host: the file as \
+                 /etc/trivet/ct-VMID/trivet.toml, {} as /etc/trivet/ct-VMID/node.key\n",
+                key.display()
+            ));
+            continue;
+        }
         out.push_str(&format!(
             "  on {node}: the file as /etc/trivet/trivet.toml, {} as /etc/trivet/node.key (mode \
              600, and nowhere else), then `trivet pool create {}` and `trivet serve --node \
@@ -228,9 +263,15 @@ fn text(w: &Written) -> String {
             w.pool.display()
         ));
     }
-    out.push_str(&format!(
-        "  then, on any of them: trivet volume create {0} --size 1T && trivet promote {0}\n",
-        w.volume
-    ));
+    out.push_str(&match w.exporter {
+        Some(_) => format!(
+            "  then, on any host: trivet volume create {} --size 1T; and start the container\n",
+            w.volume
+        ),
+        None => format!(
+            "  then, on any of them: trivet volume create {0} --size 1T && trivet promote {0}\n",
+            w.volume
+        ),
+    });
     out
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use trivet_node::messages::{
-    ActiveMember, ActiveReport, ClusterReport, Heard, MemberReport, Standing, VolumeReport,
+    ActiveMember, ActiveReport, ClusterReport, Heard, MemberReport, Report, Standing, VolumeReport,
 };
 use trivet_protocol::MemberKind;
 
@@ -142,12 +142,33 @@ fn text(seen: &ClusterReport, volumes: &[&str]) -> String {
         }
     }
     out.push_str(&t.render());
+    out.extend(mixed(seen));
     for n in &seen.nodes {
         for p in n.report.iter().flat_map(|r| &r.problems) {
             out.push_str(&format!("problem on {}: {p}\n", n.node));
         }
     }
     out
+}
+
+/// A line where not all nodes run the same version, or know the same protocol.
+fn mixed(seen: &ClusterReport) -> Option<String> {
+    let heard = seen.nodes.iter().filter(|n| n.trouble.is_none());
+    let reports: Vec<_> = heard.filter_map(|n| n.report.as_ref()).collect();
+    let of = |r: &Report| (r.version.clone(), r.protocol);
+    let first = of(reports.first()?);
+    if reports.iter().all(|r| of(r) == first) {
+        return None;
+    }
+    let told = |r: &&Report| match r.protocol {
+        0 => format!("{} {}", r.node, r.version),
+        protocol => format!("{} {} (protocol {protocol})", r.node, r.version),
+    };
+    let all: Vec<String> = reports.iter().map(told).collect();
+    Some(format!(
+        "VERSIONS DIFFER: {}; two nodes speak the older protocol of theirs. Upgrade the others.\n",
+        all.join(", ")
+    ))
 }
 
 /// Whether a node was given up: the newest word of it.
@@ -298,5 +319,55 @@ fn duration(ms: u64) -> String {
         60..3600 => format!("{} min", s / 60),
         3600..86400 => format!("{} h {} min", s / 3600, s / 60 % 60),
         _ => format!("{} d {} h", s / 86400, s / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(node: &str, version: &str, protocol: u16, trouble: Option<&str>) -> Heard {
+        Heard {
+            node: node.into(),
+            address: None,
+            age_ms: 0,
+            report: Some(Report {
+                node: node.into(),
+                version: version.into(),
+                protocol,
+                up_ms: 1,
+                drained: false,
+                volumes: Vec::new(),
+                wishes: Vec::new(),
+                node_wishes: Vec::new(),
+                pools: Vec::new(),
+                problems: Vec::new(),
+                host: None,
+            }),
+            trouble: trouble.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn versions_that_differ_are_said_of_the_nodes_that_are_heard() {
+        let said = |nodes: Vec<Heard>| {
+            mixed(&ClusterReport {
+                by: "a".into(),
+                nodes,
+            })
+        };
+        assert_eq!(said(Vec::new()), None);
+        let (a, b) = (heard("a", "0.1.0", 1, None), heard("b", "0.2.0", 2, None));
+        assert_eq!(said(vec![a.clone(), a.clone()]), None);
+        let gone = heard("b", "0.2.0", 2, Some("no answer"));
+        assert_eq!(said(vec![a.clone(), gone]), None);
+        let told = said(vec![a.clone(), b]).unwrap_or_default();
+        assert!(
+            told.contains("a 0.1.0 (protocol 1), b 0.2.0 (protocol 2)"),
+            "{told}"
+        );
+        // A node from before it was told, and one that only the protocol tells apart.
+        let told = said(vec![a.clone(), heard("b", "0.1.0", 0, None)]).unwrap_or_default();
+        assert!(told.contains("(protocol 1), b 0.1.0;"), "{told}");
     }
 }

@@ -11,6 +11,7 @@
 //! Bounded by what the upstairs retains: queued frames share its memory.
 
 use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub struct Link {
     stuck: Condvar,
     /// Renewals leave here while it is open.
     pub(super) lease: LeaseDoor,
+    /// The version agreed on; 0: none yet. For people alone.
+    spoken: AtomicU16,
 }
 
 #[derive(Default)]
@@ -75,10 +78,17 @@ impl Link {
     /// The member answered in this version: so does everything from now on.
     pub fn speak(&self, version: u16) {
         lock(&self.writer).out.set_version(version);
+        self.spoken.store(version, Ordering::Relaxed);
+    }
+
+    /// The version in which the member answered; 0 while no connection stands.
+    pub fn spoken(&self) -> u16 {
+        self.spoken.load(Ordering::Relaxed)
     }
 
     /// The connection is to end; what is queued is dropped.
     pub fn close(&self) {
+        self.spoken.store(0, Ordering::Relaxed);
         {
             let mut queue = lock(&self.queue);
             queue.open = false;

@@ -14,7 +14,7 @@ mod link;
 mod members;
 mod ways;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -259,6 +259,18 @@ impl ReplicatedVolume {
             state = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
         flushed.map(|_| ())
+    }
+
+    /// The version of the protocol that each member of a standing connection answered in.
+    pub fn spoken(&self) -> BTreeMap<MemberId, u16> {
+        let state = self.inner.lock();
+        let links = (0..MAX_LINKS).map(LinkId::from_index);
+        let on = links.filter_map(|l| {
+            let spoken = self.inner.links[l.index()].spoken();
+            let id = state.upstairs.member_at(l)?;
+            (spoken != 0).then_some((id, spoken))
+        });
+        on.collect()
     }
 
     /// How the volume is.

@@ -291,6 +291,7 @@ mod tests {
             report: Some(Report {
                 node: node.into(),
                 version: version.into(),
+                protocol: 1,
                 up_ms: 1,
                 drained: false,
                 volumes: Vec::new(),

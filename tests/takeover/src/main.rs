@@ -4,11 +4,13 @@
 //! - `takeovers`: events in random order, a table of pauses, and what clients should not have seen;
 //! - `demo`: three events, told as they happen;
 //! - `lab`: the lab alone, for hands;
+//! - `load`: the load alone, on any export, until a signal;
 //! - `clear`: removes what killed runs left.
 //!
 //! Exit code 0: all as it should be; 1: a finding; 2: the run could not go on; 77: this machine
 //! cannot do it.
 
+mod client;
 mod cluster;
 mod demo;
 mod error;
@@ -83,6 +85,8 @@ enum Command {
     Demo(Common),
     /// The lab, with a served volume, until Ctrl-C
     Lab(Common),
+    /// The load alone, on an export that is there, until a signal; then everything is compared
+    Load(client::LoadArgs),
     /// Remove what killed runs left
     Clear,
 }
@@ -112,6 +116,7 @@ fn start(command: Command) -> Result<bool> {
         Command::Takeovers(args) => run::run(&args, &stop),
         Command::Demo(common) => demo::demo(&common, &stop),
         Command::Lab(common) => demo::lab(&common, &stop),
+        Command::Load(args) => client::load(&args, &stop),
         Command::Clear => lab::clear_leftovers().map(|()| true),
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use trivet_bench::rng::Rng;
 
 use crate::RunArgs;
+use crate::beside::Beside;
 use crate::cluster::{Watch, bring_up};
 use crate::error::{Result, file};
 use crate::findings::{Findings, Kind};
@@ -89,7 +90,15 @@ fn in_lab(
 ) -> Result<String> {
     let began = Instant::now();
     let watch: Watch = bring_up(lab, stop)?;
-    let load = start_load(lab, findings, seed)?;
+    let mut load = start_load(lab, findings, seed)?;
+    let mut beside = Vec::new();
+    for program in &args.beside {
+        let b = Beside::start(program, lab, seed, stop)?;
+        for name in b.holds() {
+            load.contend(SERVICE, &format!("/{VOLUME}"), &name)?;
+        }
+        beside.push(b);
+    }
     // The nodes tell each other who is connected a few times a second: clients newer than that are
     // no clients yet that anybody could tell of a takeover.
     stop.sleep(Duration::from_secs(1))?;
@@ -104,6 +113,7 @@ fn in_lab(
         lab,
         watch: &watch,
         load: &load,
+        beside: &mut beside,
         findings,
         stop,
         rng,
@@ -114,16 +124,18 @@ fn in_lab(
         records.push(record);
     }
     let shared = load.finish(stop)?;
+    let mut said = String::new();
+    for b in beside {
+        said.push_str(&b.finish(findings, stop)?);
+        said.push('\n');
+    }
     for host in &lab.hosts {
         for words in grown(&first, &holdings(host)?) {
             findings.add(Kind::Leak, words);
         }
     }
-    Ok(report::summary(
-        &shared.counts,
-        findings,
-        shared.reigns.count(),
-    ))
+    let summary = report::summary(&shared.counts, findings, shared.reigns.count());
+    Ok(format!("{summary}{said}"))
 }
 
 fn save_logs(lab: &Lab) -> Result<()> {

@@ -125,6 +125,8 @@ impl Beside {
     /// Counts its writes from now on.
     fn count(&mut self) -> Result<()> {
         let mut out = File::open(&self.said).map_err(file(&self.said))?;
+        // What came before it was at work is no pause.
+        self.pulse = Arc::new(Pulse::new());
         let (pulse, writes) = (self.pulse.clone(), self.writes.clone());
         let stop = self.stop.clone();
         let counts = move || {
@@ -205,12 +207,14 @@ impl Beside {
             }
         }
         let words = self.words();
-        let last = words.lines().rfind(|l| !l.is_empty()).unwrap_or_default();
+        let after = words.lines().skip_while(|l| *l != "ready").skip(1);
+        let after: Vec<&str> = after.filter(|l| !l.is_empty()).collect();
         Ok(format!(
-            "{}: {} durable writes, longest pause {:.2} s; {last}",
+            "{}: {} durable writes, longest pause {:.2} s; it says:\n{}",
             self.name,
             self.writes.load(Ordering::Relaxed),
-            self.worst.as_secs_f64()
+            self.worst.as_secs_f64(),
+            after.join("\n")
         ))
     }
 }

@@ -62,7 +62,6 @@ impl Beside {
     /// # Errors
     /// It ends, or says nothing; what it said. Ctrl-C.
     pub fn start(program: &Path, lab: &Lab, seed: u64, stop: &Stop) -> Result<Beside> {
-        let program = program.canonicalize().map_err(file(program))?;
         let name = program.file_stem().unwrap_or_default();
         let name = name.to_string_lossy().into_owned();
         let scratch = lab.dir.join(&name);

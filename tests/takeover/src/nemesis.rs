@@ -501,6 +501,7 @@ impl Nemesis<'_> {
         let from = std::fs::metadata(&log).map_or(0, |m| m.len());
         host.disk.command(&format!("fail {what} EIO"))?;
         let slept = self.stop.sleep(away);
+        self.felt(name, " seen=0]")?;
         self.lab.host(name)?.disk.command("clear")?;
         slept?;
         // A disk that has failed ten times is left alone, and its node says what it waits for.
@@ -521,8 +522,19 @@ impl Nemesis<'_> {
         let away = self.seconds(1, 6);
         self.lab.host(name)?.disk.command("hang write,sync,alloc")?;
         let slept = self.stop.sleep(away);
+        self.felt(name, " hanging=0 ")?;
         self.lab.host(name)?.disk.command("release")?;
         slept
+    }
+
+    /// The disk had work to do meanwhile, or nothing was tried.
+    fn felt(&mut self, name: &str, nothing: &str) -> Result<()> {
+        let status = self.lab.host(name)?.disk.command("status")?;
+        if status.contains(nothing) {
+            let words = format!("{name}'s disk was to fail, and nobody used it: {status}");
+            self.findings.add(Kind::Answer, words);
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! `takeovers`: a whole run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -52,10 +52,15 @@ pub fn run(args: &RunArgs, stop: &Stop) -> Result<bool> {
         now.map_or(1, |d| d.as_secs() % 1_000_000)
     });
     println!("SEED={seed}");
+    let found = args
+        .beside
+        .iter()
+        .map(|p| p.canonicalize().map_err(file(p)));
+    let beside: Vec<PathBuf> = found.collect::<Result<_>>()?;
     let findings = Arc::new(Findings::default());
     let mut lab = Lab::new(&args.common)?;
     let mut records = Vec::new();
-    let done = in_lab(args, seed, &mut lab, &findings, &mut records, stop);
+    let done = in_lab(args, &beside, seed, &mut lab, &findings, &mut records, stop);
     if !records.is_empty() {
         println!("\n{}", report::table(&records));
     }
@@ -82,6 +87,7 @@ pub fn run(args: &RunArgs, stop: &Stop) -> Result<bool> {
 
 fn in_lab(
     args: &RunArgs,
+    programs: &[PathBuf],
     seed: u64,
     lab: &mut Lab,
     findings: &Arc<Findings>,
@@ -92,7 +98,7 @@ fn in_lab(
     let watch: Watch = bring_up(lab, stop)?;
     let mut load = start_load(lab, findings, seed)?;
     let mut beside = Vec::new();
-    for program in &args.beside {
+    for program in programs {
         let b = Beside::start(program, lab, seed, stop)?;
         for name in b.holds() {
             load.contend(SERVICE, &format!("/{VOLUME}"), &name)?;

@@ -118,8 +118,8 @@ impl Served {
     }
 
     /// A read on the caller's own thread, for an upstairs in this process: `None` unless
-    /// everything up to `seen` of this very generation was applied, or while a disk that hangs keeps
-    /// the replica busy.
+    /// everything up to `seen` of this very generation was applied, or while a disk that hangs
+    /// keeps the replica busy.
     pub fn read_local(
         &self,
         generation: Generation,

@@ -12,8 +12,8 @@
 //! Its standard input ends when nothing happens any more; then it looks whether all is as it should
 //! be, and ends, with status 0 if it is.
 //!
-//! Bounded: [`READY`], [`END`]. Its processes are in a process namespace of its own and end with it,
-//! and with the lab.
+//! Bounded: [`READY`], [`END`]. Its processes are in a process namespace of its own and end with
+//! it, and with the lab.
 
 use std::fs::File;
 use std::io::Read;

@@ -6,8 +6,8 @@
 //! not as long as its daemon. Why a process namespace: its first process is the host; when that is
 //! killed, the kernel kills everything in it, as a power cut does.
 //!
-//! Its pool lies on a [`Disk`] that belongs to the lab and outlives it. Whatever ends the lab ends its
-//! hosts and their disks: each is told by the kernel when its parent dies.
+//! Its pool lies on a [`Disk`] that belongs to the lab and outlives it. Whatever ends the lab ends
+//! its hosts and their disks: each is told by the kernel when its parent dies.
 
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;

@@ -143,6 +143,8 @@ impl Event {
             Event::LoseNode => Some((3.5, 6.0)),
             Event::Kill => Some((1.5, 3.5)),
             Event::Move | Event::Drain => Some((0.3, 1.0)),
+            // A read has a patience of 0.3 s, and a replica that stands still leaves after 0.6 s.
+            Event::HangActive | Event::HangStandby => Some((1.0, 2.0)),
             _ => None,
         }
     }

@@ -5,8 +5,8 @@
 //! are repeated, number and all, as a client would that never got the answers: they must be
 //! answered as they were then.
 //!
-//! While a pool is full a change may be refused, and then nobody is told whether it happened: what is
-//! there decides, and what did not happen is tried again.
+//! While a pool is full a change may be refused, and then nobody is told whether it happened: what
+//! is there decides, and what did not happen is tried again.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;

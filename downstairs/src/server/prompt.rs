@@ -43,11 +43,11 @@ mod tests {
 
     #[test]
     fn who_holds_it_for_long_is_not_waited_for() {
-        let m = Mutex::new(1);
+        let m = &Mutex::new(1);
         let (held, is_held) = mpsc::channel();
         let (let_go, until) = mpsc::channel::<()>();
         thread::scope(|s| {
-            s.spawn(|| {
+            s.spawn(move || {
                 let guard = m.lock().unwrap();
                 held.send(()).unwrap();
                 // Until the reader has given up; an end of the channel is as good.
@@ -56,10 +56,10 @@ mod tests {
             });
             is_held.recv().unwrap();
             let began = Instant::now();
-            assert!(promptly(&m).is_none());
+            assert!(promptly(m).is_none());
             assert!(began.elapsed() < Duration::from_secs(10));
             let_go.send(()).unwrap();
         });
-        assert_eq!(promptly(&m).as_deref(), Some(&1));
+        assert_eq!(promptly(m).as_deref(), Some(&1));
     }
 }

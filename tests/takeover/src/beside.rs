@@ -71,7 +71,7 @@ impl Beside {
         let err = out.try_clone().map_err(file(&said))?;
         let mut child = tied("unshare")
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .arg(&program)
+            .arg(program)
             .env("SERVICE", SERVICE.to_string())
             .env("EXPORT", format!("/{VOLUME}"))
             .env("SWITCH", lab.netns_file("sw"))

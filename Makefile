@@ -57,6 +57,8 @@ test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed f
 	$(MAKE) takeovers N=200
 	$(TAKEOVER) takeovers --trivet $(TRIVET) --witness --count 50
 	$(TAKEOVER) takeovers --trivet $(TRIVET) --only race --count 100
+	$(TAKEOVER) takeovers --trivet $(TRIVET) --count 50 --beside tests/vm/takeover-client.sh \
+	  --beside tests/vm/takeover-disk.sh
 	$(MAKE) fuzz SECONDS=600
 
 test-vm: ## A real Linux kernel's NFS client against `trivet up` (root; CASES="files locks ...")

@@ -31,6 +31,7 @@ use trivet_transport::{Reader, Security, TransportError, Writer};
 
 mod attend;
 mod health;
+mod prompt;
 
 use crate::checkpoint::{CheckpointJob, Step};
 use crate::door::{Door, Greeted};
@@ -38,6 +39,7 @@ use crate::pledge::Pledge;
 use crate::replica::{ConnId, Out, Replica, Settling};
 use crate::store::Reopen;
 use health::{Cure, Health};
+use prompt::promptly;
 
 /// A peer must take an answer within this time.
 const TAKE: Duration = Duration::from_secs(10);
@@ -116,7 +118,8 @@ impl Served {
     }
 
     /// A read on the caller's own thread, for an upstairs in this process: `None` unless
-    /// everything up to `seen` of this very generation was applied.
+    /// everything up to `seen` of this very generation was applied, or while a disk that hangs
+    /// keeps the replica busy.
     pub fn read_local(
         &self,
         generation: Generation,
@@ -125,7 +128,7 @@ impl Served {
         count: u32,
     ) -> Option<(Bytes, Vec<Checksum>)> {
         let job = {
-            let replica = lock(&self.replica);
+            let replica = promptly(&self.replica)?;
             let store = replica.store()?;
             let ours = replica.member().check(generation).is_ok();
             if !ours || store.end().seq < seen || store.mixed().is_some() || store.damaged() {
@@ -134,7 +137,7 @@ impl Served {
             store.begin_read(block, count).ok()?
         };
         let blocks = job.run().ok()?;
-        let valid = lock(&self.replica).store()?.still_valid(&job);
+        let valid = promptly(&self.replica)?.store()?.still_valid(&job);
         valid.then(|| (Bytes::from(blocks.data), blocks.sums))
     }
 

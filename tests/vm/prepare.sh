@@ -32,11 +32,11 @@ for t in pjdfstest fsx; do
   [ ! -e "$built" ] || [ "$t" -nt "$built" ] || strip -o "$t" "$built"
 done
 newer() { local f; for f in "$@"; do [ "$f" -nt base.cpio ] && return; done; return 1; }
-if [ ! -e base.cpio ] || newer "$H"/{guest-init,lock.c,verify.c,prepare.sh}; then
+if [ ! -e base.cpio ] || newer "$H"/{guest-init,lock.c,verify.c,durable.c,prepare.sh}; then
   mkdir -p "$R"/{bin,sbin,etc,proc,sys,dev,run/rpcbind,tmp,mnt,root,usr/bin,usr/sbin,lib/x86_64-linux-gnu,lib64} \
     "$R"/var/lib/nfs/{sm,sm.bak,rpc_pipefs} "$R"/lib/modules "$R"/run/sendsigs.omit.d
   cp /bin/busybox "$R/bin/"; for a in $(/bin/busybox --list); do [ -e "$R/bin/$a" ] || ln -s busybox "$R/bin/$a"; done
-  for c in lock verify; do gcc -static -O2 -o "$R/bin/$c" "$H/$c.c"; done
+  for c in lock verify durable; do gcc -static -O2 -o "$R/bin/$c" "$H/$c.c"; done
   for b in /usr/sbin/mount.nfs /usr/sbin/rpc.statd /sbin/rpcbind /usr/sbin/sm-notify /usr/sbin/showmount; do
     cp "$b" "$R/sbin/"; ldd "$b" | awk '/=> \//{print $3}'
   done | { cat; echo "$LIBS"/lib{gcc_s.so.1,m.so.6,acl.so.1,attr.so.1}; } | tr ' ' '\n' | sort -u | while read -r l; do cp -L "$l" "$R/lib/x86_64-linux-gnu/"; done

@@ -55,7 +55,7 @@ pub struct View {
 /// A step fails.
 pub fn bring_up(lab: &mut Lab, stop: &Stop) -> Result<Watch> {
     for h in &mut lab.hosts {
-        h.trivet(&["pool", "create", &format!("{}/pool", crate::host::DISK)])?;
+        h.trivet(&["pool", "create", crate::host::POOL])?;
         h.serve()?;
     }
     let config = Config::load(&lab.config())?;

@@ -34,6 +34,7 @@ pub fn demo(common: &Common, stop: &Stop) -> Result<bool> {
         lab: &mut lab,
         watch: &watch,
         load: &load,
+        beside: &mut [],
         findings: &findings,
         stop,
         rng: Rng::new(1),

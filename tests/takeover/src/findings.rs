@@ -29,6 +29,8 @@ pub enum Kind {
     Answer,
     /// The cluster did not become whole again in time.
     NotWhole,
+    /// A program beside the load was not content.
+    Beside,
     /// Something was left behind.
     Leak,
 }

@@ -6,7 +6,8 @@
 //! not as long as its daemon. Why a process namespace: its first process is the host; when that is
 //! killed, the kernel kills everything in it, as a power cut does.
 //!
-//! Whatever ends the lab ends its hosts: each is told by the kernel when its parent dies.
+//! Its pool lies on a [`Disk`] that belongs to the lab and outlives it. Whatever ends the lab ends
+//! its hosts and their disks: each is told by the kernel when its parent dies.
 
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use crate::disk::Disk;
 use crate::error::{LabError, Result, file, start};
 use crate::sys::{self, processes};
 
@@ -24,6 +26,8 @@ use crate::sys::{self, processes};
 const SOON: Duration = Duration::from_secs(60);
 /// Where a host has its disk.
 pub const DISK: &str = "/mnt";
+/// Where it has its pool: on a disk of its own.
+pub const POOL: &str = "/mnt/pool";
 
 /// See the module's head.
 pub struct Host {
@@ -33,6 +37,8 @@ pub struct Host {
     pub netns: String,
     /// Its directory on this machine: its disk, and what its daemon says.
     pub dir: PathBuf,
+    /// The disk of its pool.
+    pub disk: Disk,
     trivet: PathBuf,
     config: PathBuf,
     running: Option<Running>,
@@ -51,14 +57,16 @@ impl Host {
     /// Its network is there already; it is switched off.
     ///
     /// # Errors
-    /// Its directory cannot be made.
+    /// Its directory or its disk cannot be made.
     pub fn new(name: &str, netns: &str, dir: &Path, trivet: &Path, config: &Path) -> Result<Host> {
         let own = dir.join(name);
         std::fs::create_dir_all(own.join("disk")).map_err(file(&own))?;
+        let disk = Disk::new(name, &own, &own.join("disk/pool"))?;
         Ok(Host {
             name: name.to_owned(),
             netns: netns.to_owned(),
             dir: own,
+            disk,
             trivet: trivet.to_path_buf(),
             config: config.to_path_buf(),
             running: None,
@@ -74,7 +82,7 @@ impl Host {
         // Told apart from that of an earlier life.
         let _ = std::fs::remove_file(&ready);
         let script = format!(
-            "mount -t tmpfs tmpfs /run && mkdir /run/netns && mount --bind '{disk}' {DISK} && \
+            "mount -t tmpfs tmpfs /run && mkdir /run/netns && mount --rbind '{disk}' {DISK} && \
              hostname {name} && ip link set lo up && : >'{ready}' || exit 1; \
              while :; do sleep 1000 & wait $!; done",
             disk = self.dir.join("disk").display(),
@@ -83,8 +91,9 @@ impl Host {
         );
         let said = self.dir.join("host.log");
         let said = std::fs::File::create(&said).map_err(file(&said))?;
-        let outer = tied("ip")
-            .args(["netns", "exec", &self.netns, "unshare"])
+        let outer = tied("nsenter")
+            .arg(format!("--mount={}", self.disk.namespace().display()))
+            .args(["ip", "netns", "exec", &self.netns, "unshare"])
             .args(["--mount", "--uts", "--pid", "--fork", "--kill-child"])
             .args(["--mount-proc", "sh", "-c", &script])
             .stdin(Stdio::null())
@@ -271,19 +280,27 @@ fn is_serve(pid: i32) -> bool {
 }
 
 /// A command that the kernel kills when this process dies, and that Ctrl-C does not reach.
-fn tied(program: &str) -> Command {
+pub fn tied(program: &str) -> Command {
     let mut c = Command::new("setpriv");
     c.args(["--pdeathsig", "KILL", program]).process_group(0);
     c
 }
 
-fn ended(child: &mut Child, what: &str) -> Result<()> {
+/// Waits for its end.
+///
+/// # Errors
+/// It does not end in time.
+pub fn ended(child: &mut Child, what: &str) -> Result<()> {
     soon(&format!("{what} ends"), || {
         !matches!(child.try_wait(), Ok(None))
     })
 }
 
-fn soon(what: &str, mut is_so: impl FnMut() -> bool) -> Result<()> {
+/// Waits until it is so.
+///
+/// # Errors
+/// It does not come about in time.
+pub fn soon(what: &str, mut is_so: impl FnMut() -> bool) -> Result<()> {
     let deadline = Instant::now() + SOON;
     while !is_so() {
         if Instant::now() > deadline {

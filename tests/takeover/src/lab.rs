@@ -51,7 +51,12 @@ pub fn lacks() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("it needs root (network namespaces)".into());
     }
-    let tools = ["ip", "nft", "unshare", "nsenter", "setpriv", "timeout"];
+    if !Path::new("/dev/fuse").exists() {
+        return Some("it needs /dev/fuse (disks that fail)".into());
+    }
+    let tools = [
+        "ip", "nft", "unshare", "nsenter", "setpriv", "timeout", "mount",
+    ];
     let missing: Vec<&str> = tools
         .into_iter()
         .filter(|t| !run_any(&["sh", "-c", &format!("command -v {t}")]).is_ok_and(|r| r.0))
@@ -133,9 +138,9 @@ impl Lab {
         for n in 1..=3 {
             let name = format!("n{n}");
             let netns = netns_of(&lab.id, &name);
-            let mut host = Host::new(&name, &netns, &lab.dir, &lab.trivet, &lab.config())?;
-            host.power_on()?;
+            let host = Host::new(&name, &netns, &lab.dir, &lab.trivet, &lab.config())?;
             lab.hosts.push(host);
+            lab.host(&name)?.power_on()?;
         }
         Ok(lab)
     }
@@ -191,7 +196,7 @@ impl Lab {
             };
             words.extend([role.into(), format!("n{n}={NETWORK}.1{n}")]);
         }
-        words.extend(["--pool".into(), format!("{}/pool", crate::host::DISK)]);
+        words.extend(["--pool".into(), crate::host::POOL.into()]);
         words.extend(["--service".into(), format!("{SERVICE}/24")]);
         words.extend(["--volume".into(), VOLUME.into()]);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -289,14 +294,8 @@ impl Lab {
         drop(self);
         let mut left: Vec<String> = namespaces(&id);
         left.extend(processes_of(&dir));
-        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+        left.extend(mounts_of(&dir));
         let here = dir.display().to_string();
-        left.extend(
-            mounts
-                .lines()
-                .filter(|m| m.contains(&here))
-                .map(str::to_owned),
-        );
         if !keep && dir.exists() {
             left.push(here);
         }
@@ -307,6 +306,9 @@ impl Lab {
         for h in &mut self.hosts {
             if let Err(e) = h.power_off() {
                 eprintln!("{}: {e}", h.name);
+            }
+            if let Err(e) = h.disk.end() {
+                eprintln!("{e}");
             }
         }
         self.hosts.clear();
@@ -321,6 +323,23 @@ impl Lab {
             eprintln!("{}: {e}", self.dir.display());
         }
     }
+}
+
+/// Mounts below this directory that any process sees, in whatever namespace.
+fn mounts_of(dir: &Path) -> BTreeSet<String> {
+    let here = dir.display().to_string();
+    let mut left = BTreeSet::new();
+    for p in crate::sys::processes() {
+        // One that has just ended sees nothing any more.
+        let table = std::fs::read_to_string(format!("/proc/{}/mounts", p.pid)).unwrap_or_default();
+        left.extend(
+            table
+                .lines()
+                .filter(|m| m.contains(&here))
+                .map(str::to_owned),
+        );
+    }
+    left
 }
 
 /// Processes that name this directory in their command lines.

@@ -10,9 +10,11 @@
 //! Exit code 0: all as it should be; 1: a finding; 2: the run could not go on; 77: this machine
 //! cannot do it.
 
+mod beside;
 mod client;
 mod cluster;
 mod demo;
+mod disk;
 mod error;
 mod findings;
 mod host;
@@ -72,6 +74,9 @@ pub struct RunArgs {
     /// Not these
     #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "only")]
     pub except: Vec<Event>,
+    /// A program that uses the export meanwhile, as a guest does (see tests/vm); any number of them
+    #[arg(long, value_name = "PROGRAM")]
+    pub beside: Vec<PathBuf>,
     /// A pause above its bar is a failure
     #[arg(long)]
     pub bars: bool,
@@ -89,6 +94,16 @@ enum Command {
     Load(client::LoadArgs),
     /// Remove what killed runs left
     Clear,
+    /// The disk of a host: a part of the lab
+    #[command(hide = true)]
+    Disk {
+        /// Directory that holds the content
+        backing: PathBuf,
+        /// Where to mount
+        at: PathBuf,
+        /// Socket for commands
+        control: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -118,5 +133,10 @@ fn start(command: Command) -> Result<bool> {
         Command::Lab(common) => demo::lab(&common, &stop),
         Command::Load(args) => client::load(&args, &stop),
         Command::Clear => lab::clear_leftovers().map(|()| true),
+        Command::Disk {
+            backing,
+            at,
+            control,
+        } => disk::serve(&backing, &at, &control).map(|()| true),
     }
 }

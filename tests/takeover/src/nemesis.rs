@@ -4,11 +4,14 @@
 //! every stream of the client going on; the pause is the longest in between.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use trivet_bench::rng::Rng;
 
+use crate::beside::Beside;
 use crate::cluster::Watch;
 use crate::error::{LabError, Result};
 use crate::findings::{Findings, Kind};
@@ -20,6 +23,14 @@ use crate::sys::{self, Stop};
 const TAKEN: u64 = 40;
 /// Nothing is missing any more within this time.
 const WHOLE: u64 = 90;
+/// After a pool has space again, nothing is refused any more within this time.
+const ROOM: u64 = 30;
+/// Nothing was refused for so long: what asks for space asks several times a second.
+const QUIET: Duration = Duration::from_secs(2);
+/// What of a disk fails, by chance.
+const FAILING: [&str; 3] = ["sync", "write,sync", "read,write,sync,alloc,name,open"];
+/// What a node says of a disk that it leaves alone from then on.
+const GIVEN_UP: &str = "its replica stays out until this process is started anew";
 
 /// One thing that happens to a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -52,6 +63,18 @@ pub enum Event {
     RestartActive,
     /// A standby's likewise.
     RestartStandby,
+    /// The pool of the active host is full for 1 to 6 s.
+    FullActive,
+    /// A standby's likewise.
+    FullStandby,
+    /// The disk of the active host's pool fails for 1 to 6 s: what is written or synced.
+    FailActive,
+    /// A standby's likewise.
+    FailStandby,
+    /// The disk of the active host's pool does nothing for 1 to 6 s.
+    HangActive,
+    /// A standby's likewise.
+    HangStandby,
     /// It is demoted, and two nodes are promoted at once. Not drawn: it stops the service first.
     Race,
 }
@@ -61,7 +84,7 @@ pub type Bar = (f64, f64);
 
 impl Event {
     /// All, some more often: what a run draws from.
-    const DECK: [Event; 17] = [
+    const DECK: [Event; 23] = [
         Event::Kill,
         Event::Kill,
         Event::KillBoth,
@@ -79,6 +102,12 @@ impl Event {
         Event::Drain,
         Event::RestartActive,
         Event::RestartStandby,
+        Event::FullActive,
+        Event::FullStandby,
+        Event::FailActive,
+        Event::FailStandby,
+        Event::HangActive,
+        Event::HangStandby,
     ];
 
     /// As people say it.
@@ -98,6 +127,12 @@ impl Event {
             Event::Drain => "drain, undrain",
             Event::RestartActive => "active daemon restarted",
             Event::RestartStandby => "standby daemon restarted",
+            Event::FullActive => "active node's pool full",
+            Event::FullStandby => "a standby's pool full",
+            Event::FailActive => "active node's disk fails",
+            Event::FailStandby => "a standby's disk fails",
+            Event::HangActive => "active node's disk hangs",
+            Event::HangStandby => "a standby's disk hangs",
             Event::Race => "two promotes at once",
         }
     }
@@ -108,6 +143,8 @@ impl Event {
             Event::LoseNode => Some((3.5, 6.0)),
             Event::Kill => Some((1.5, 3.5)),
             Event::Move | Event::Drain => Some((0.3, 1.0)),
+            // A read has a patience of 0.3 s, and a replica that stands still leaves after 0.6 s.
+            Event::HangActive | Event::HangStandby => Some((1.0, 2.0)),
             _ => None,
         }
     }
@@ -147,6 +184,10 @@ pub struct Record {
     pub whole_after: Duration,
     /// The move that it led to, if one.
     pub timeline: Vec<(String, f64)>,
+    /// The same at each program beside the load.
+    pub beside: Vec<(String, Duration)>,
+    /// Calls that were refused because a pool was full.
+    pub refused: u64,
     /// Findings in its course.
     pub findings: u64,
 }
@@ -159,6 +200,8 @@ pub struct Nemesis<'a> {
     pub watch: &'a Watch,
     /// Who notices.
     pub load: &'a Load,
+    /// Who else notices.
+    pub beside: &'a mut [Beside],
     /// What was wrong.
     pub findings: &'a Findings,
     /// Ctrl-C.
@@ -174,8 +217,10 @@ impl Nemesis<'_> {
     /// The cluster does not become whole again, the lab fails, or Ctrl-C.
     pub fn run(&mut self, event: Event) -> Result<Record> {
         let before = self.findings.all();
+        let refused = self.load.refused();
         let view = self.whole("the cluster lacks nothing")?;
         self.load.mark();
+        self.beside.iter_mut().for_each(Beside::mark);
         let began = Instant::now();
         let done = self.apply(event, &view.active, view.report.generation);
         if let Err(LabError::Late { what, last, .. }) = &done {
@@ -186,8 +231,12 @@ impl Nemesis<'_> {
         let after = self.whole(event.name())?;
         let whole_after = began.elapsed();
         let now = Instant::now();
-        self.until("every stream goes on", WHOLE, |n| n.load.alive_since(now))?;
+        let goes_on =
+            |n: &Self| n.load.alive_since(now) && n.beside.iter().all(|b| b.pulse.last() > now);
+        self.until("every stream goes on", WHOLE, goes_on)?;
         let pause = self.load.pause();
+        let worst = |b: &Beside| (b.name.clone(), b.pulse.worst());
+        let beside = self.beside.iter().map(worst).collect();
         self.load.look(self.stop, event.name())?;
         let moved = after.report.generation > view.report.generation;
         let timeline = after.last_move.filter(|_| moved).map(|m| m.timeline);
@@ -197,6 +246,8 @@ impl Nemesis<'_> {
             pause,
             whole_after,
             timeline: timeline.unwrap_or_default(),
+            beside,
+            refused: self.load.refused() - refused,
             findings: self.findings.all() - before,
         })
     }
@@ -262,6 +313,12 @@ impl Nemesis<'_> {
                 host.stop_serving()?;
                 host.serve()
             }
+            Event::FullActive => self.full(active),
+            Event::FullStandby => self.full(&standby),
+            Event::FailActive => self.fail(active),
+            Event::FailStandby => self.fail(&standby),
+            Event::HangActive => self.hang(active),
+            Event::HangStandby => self.hang(&standby),
             Event::Race => self.race(generation),
         }
     }
@@ -415,6 +472,85 @@ impl Nemesis<'_> {
         self.lab.lose_nothing()?;
         slept
     }
+
+    /// What needs space is refused then, and for as long as the replica has none to promise: its
+    /// reserve is made whole by its next checkpoint.
+    fn full(&mut self, name: &str) -> Result<()> {
+        let away = self.seconds(1, 6);
+        let before = self.load.refused();
+        self.load.scarce(true);
+        self.lab.host(name)?.disk.fill()?;
+        let slept = self.stop.sleep(away);
+        self.lab.host(name)?.disk.empty()?;
+        slept?;
+        let freed = Instant::now();
+        let quiet = |n: &Self| n.load.quiet_since(freed) > QUIET;
+        self.until("nothing is refused any more", ROOM, quiet)?;
+        self.load.scarce(false);
+        if self.load.refused() == before {
+            let words = format!("{name}'s pool was full, and a file grew all the same");
+            self.findings.add(Kind::Answer, words);
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, name: &str) -> Result<()> {
+        let which = usize::try_from(self.rng.below(FAILING.len() as u64)).unwrap_or_default();
+        let what = FAILING.get(which).copied().unwrap_or("sync");
+        let away = self.seconds(1, 6);
+        let host = self.lab.host(name)?;
+        let log = host.log();
+        let from = std::fs::metadata(&log).map_or(0, |m| m.len());
+        host.disk.command(&format!("fail {what} EIO"))?;
+        let slept = self.stop.sleep(away);
+        self.felt(name, " seen=0]")?;
+        self.lab.host(name)?.disk.command("clear")?;
+        slept?;
+        // A disk that has failed ten times is left alone, and its node says what it waits for.
+        let given_up = || said_since(&log, from).contains(GIVEN_UP);
+        self.until("its replica is well, or given up", WHOLE, |n| {
+            n.watch.view().is_some_and(|v| v.whole) || given_up()
+        })?;
+        if given_up() {
+            println!("the disk of {name} was given up: its daemon is started anew");
+            let host = self.lab.host(name)?;
+            host.stop_serving()?;
+            host.serve()?;
+        }
+        Ok(())
+    }
+
+    fn hang(&mut self, name: &str) -> Result<()> {
+        let away = self.seconds(1, 6);
+        self.lab.host(name)?.disk.command("hang write,sync,alloc")?;
+        let slept = self.stop.sleep(away);
+        self.felt(name, " hanging=0 ")?;
+        self.lab.host(name)?.disk.command("release")?;
+        slept
+    }
+
+    /// The disk had work to do meanwhile, or nothing was tried.
+    fn felt(&mut self, name: &str, nothing: &str) -> Result<()> {
+        let status = self.lab.host(name)?.disk.command("status")?;
+        if status.contains(nothing) {
+            let words = format!("{name}'s disk was to fail, and nobody used it: {status}");
+            self.findings.add(Kind::Answer, words);
+        }
+        Ok(())
+    }
+}
+
+/// What was added to a log.
+fn said_since(log: &Path, from: u64) -> String {
+    let mut said = Vec::new();
+    let read = std::fs::File::open(log).and_then(|mut f| {
+        f.seek(SeekFrom::Start(from))?;
+        f.read_to_end(&mut said)
+    });
+    // One that cannot be read says nothing, which the wait's end tells.
+    read.map_or(String::new(), |_| {
+        String::from_utf8_lossy(&said).into_owned()
+    })
 }
 
 #[cfg(test)]

@@ -38,11 +38,29 @@ fn by_event(records: &[Record]) -> BTreeMap<Event, Vec<Duration>> {
 
 /// The table, as Markdown.
 pub fn table(records: &[Record]) -> String {
+    let mut out = table_of(&by_event(records));
+    let others = records.first().map_or(0, |r| r.beside.len());
+    for n in 0..others {
+        let mut by: BTreeMap<Event, Vec<Duration>> = BTreeMap::new();
+        let mut name = "";
+        for r in records {
+            if let Some((of, pause)) = r.beside.get(n) {
+                by.entry(r.event).or_default().push(*pause);
+                name = of;
+            }
+        }
+        // Writing to a string cannot fail.
+        let _ = write!(out, "\n{name}:\n\n{}", table_of(&by));
+    }
+    out
+}
+
+fn table_of(by: &BTreeMap<Event, Vec<Duration>>) -> String {
     let mut out = String::from(
         "| event | count | pause, median s | worst s | bar: median, worst |\n|---|--:|--:|--:|---|\n",
     );
-    for (event, pauses) in by_event(records) {
-        let (median, worst) = spread(&pauses);
+    for (event, pauses) in by {
+        let (median, worst) = spread(pauses);
         let bar = match event.bar() {
             None => String::new(),
             Some((m, w)) if median <= m && worst <= w => format!("{m}, {w}: kept"),
@@ -65,7 +83,8 @@ pub fn summary(counts: &Counts, findings: &Findings, reigns: usize) -> String {
     let mut out = format!(
         "{} durable writes, {} changes of names, {} lock calls, {} blocks read and compared; {} old \
          calls repeated; {} COMMITs that asked for the data again; {reigns} reigns\n\
-         {} connections ended, {} refused, {} not made for another reason\n",
+         {} connections ended, {} refused, {} not made for another reason; {} calls refused while \
+         a pool was full\n",
         n(&counts.writes),
         n(&counts.names),
         n(&counts.locks),
@@ -75,13 +94,14 @@ pub fn summary(counts: &Counts, findings: &Findings, reigns: usize) -> String {
         n(&counts.reconnects),
         n(&counts.refused),
         n(&counts.unreachable),
+        n(&counts.no_space),
     );
     let c = |k| findings.count(k);
     // Writing to a string cannot fail.
     let _ = writeln!(
         out,
         "lost {}, ESTALE {}, EIO {}, not once {}, locks {}, two active {}, hangs {}, other answers {}, not whole \
-         in time {}, left behind {}",
+         in time {}, programs beside {}, left behind {}",
         c(Kind::Lost),
         c(Kind::Stale),
         c(Kind::Io),
@@ -91,6 +111,7 @@ pub fn summary(counts: &Counts, findings: &Findings, reigns: usize) -> String {
         c(Kind::Hang),
         c(Kind::Answer),
         c(Kind::NotWhole),
+        c(Kind::Beside),
         c(Kind::Leak),
     );
     out
@@ -103,8 +124,11 @@ pub fn line(n: usize, of: usize, r: &Record) -> String {
         .iter()
         .map(|(what, ms)| format!("{what} {ms:.0}"))
         .collect();
+    let beside: String = (r.beside.iter())
+        .map(|(name, pause)| format!("{name} {:.2} s, ", pause.as_secs_f64()))
+        .collect();
     format!(
-        "{n:>3}/{of} {:<30} {} > {}  pause {:>5.2} s, whole after {:>5.1} s  {}{}",
+        "{n:>3}/{of} {:<30} {} > {}  pause {:>5.2} s, {beside}whole after {:>5.1} s  {}{}",
         r.event.name(),
         r.nodes.0,
         r.nodes.1,
@@ -114,9 +138,10 @@ pub fn line(n: usize, of: usize, r: &Record) -> String {
             true => String::new(),
             false => format!("[ms: {}]", steps.join(", ")),
         },
-        match r.findings {
-            0 => String::new(),
-            n => format!("  {n} FINDINGS"),
+        match (r.refused, r.findings) {
+            (0, 0) => String::new(),
+            (n, 0) => format!("  {n} refused"),
+            (_, n) => format!("  {n} FINDINGS"),
         }
     )
 }
@@ -132,6 +157,8 @@ mod tests {
             pause: Duration::from_millis(ms),
             whole_after: Duration::ZERO,
             timeline: Vec::new(),
+            refused: 0,
+            beside: Vec::new(),
             findings: 0,
         }
     }

@@ -1,12 +1,13 @@
 //! `takeovers`: a whole run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use trivet_bench::rng::Rng;
 
 use crate::RunArgs;
+use crate::beside::Beside;
 use crate::cluster::{Watch, bring_up};
 use crate::error::{Result, file};
 use crate::findings::{Findings, Kind};
@@ -51,10 +52,15 @@ pub fn run(args: &RunArgs, stop: &Stop) -> Result<bool> {
         now.map_or(1, |d| d.as_secs() % 1_000_000)
     });
     println!("SEED={seed}");
+    let found = args
+        .beside
+        .iter()
+        .map(|p| p.canonicalize().map_err(file(p)));
+    let beside: Vec<PathBuf> = found.collect::<Result<_>>()?;
     let findings = Arc::new(Findings::default());
     let mut lab = Lab::new(&args.common)?;
     let mut records = Vec::new();
-    let done = in_lab(args, seed, &mut lab, &findings, &mut records, stop);
+    let done = in_lab(args, &beside, seed, &mut lab, &findings, &mut records, stop);
     if !records.is_empty() {
         println!("\n{}", report::table(&records));
     }
@@ -81,6 +87,7 @@ pub fn run(args: &RunArgs, stop: &Stop) -> Result<bool> {
 
 fn in_lab(
     args: &RunArgs,
+    programs: &[PathBuf],
     seed: u64,
     lab: &mut Lab,
     findings: &Arc<Findings>,
@@ -89,7 +96,15 @@ fn in_lab(
 ) -> Result<String> {
     let began = Instant::now();
     let watch: Watch = bring_up(lab, stop)?;
-    let load = start_load(lab, findings, seed)?;
+    let mut load = start_load(lab, findings, seed)?;
+    let mut beside = Vec::new();
+    for program in programs {
+        let b = Beside::start(program, lab, seed, stop)?;
+        for name in b.holds() {
+            load.contend(SERVICE, &format!("/{VOLUME}"), &name)?;
+        }
+        beside.push(b);
+    }
     // The nodes tell each other who is connected a few times a second: clients newer than that are
     // no clients yet that anybody could tell of a takeover.
     stop.sleep(Duration::from_secs(1))?;
@@ -104,6 +119,7 @@ fn in_lab(
         lab,
         watch: &watch,
         load: &load,
+        beside: &mut beside,
         findings,
         stop,
         rng,
@@ -114,16 +130,18 @@ fn in_lab(
         records.push(record);
     }
     let shared = load.finish(stop)?;
+    let mut said = String::new();
+    for b in beside {
+        said.push_str(&b.finish(findings, stop)?);
+        said.push('\n');
+    }
     for host in &lab.hosts {
         for words in grown(&first, &holdings(host)?) {
             findings.add(Kind::Leak, words);
         }
     }
-    Ok(report::summary(
-        &shared.counts,
-        findings,
-        shared.reigns.count(),
-    ))
+    let summary = report::summary(&shared.counts, findings, shared.reigns.count());
+    Ok(format!("{summary}{said}"))
 }
 
 fn save_logs(lab: &Lab) -> Result<()> {

@@ -29,6 +29,25 @@ fn without_the_program_under_test_nothing_is_made() {
 }
 
 #[test]
+fn without_a_program_beside_it_nothing_is_made() {
+    let args = [
+        "takeovers",
+        "--trivet",
+        "/bin/true",
+        "--beside",
+        "/nowhere/guest",
+    ];
+    let (code, said) = takeover(&args);
+    match code {
+        Some(77) => assert!(said.starts_with("not run: "), "{said}"),
+        code => {
+            assert_eq!(code, Some(2), "{said}");
+            assert!(said.contains("/nowhere/guest"), "{said}");
+        }
+    }
+}
+
+#[test]
 fn an_unknown_event_is_refused_with_those_that_are_known() {
     let (code, said) = takeover(&["takeovers", "--only", "flood"]);
     assert_eq!(code, Some(2));

@@ -21,6 +21,8 @@ const LOCK: u32 = 2;
 const UNLOCK: u32 = 4;
 const GRANTED: u32 = 0;
 const DENIED: u32 = 1;
+/// It is not granted because there is no space to remember it; whether it is held is not known.
+const DENIED_NOLOCKS: u32 = 2;
 const HOLDER: u32 = 1;
 const RIVAL: u32 = 2;
 
@@ -47,6 +49,18 @@ impl Locks {
     pub fn run(mut self) {
         if let Err(failure) = self.all() {
             self.shared.failed("locks", failure);
+        }
+    }
+
+    /// Tries to get a lock that a program beside the load holds, until the load ends.
+    pub fn contend(mut self) {
+        while self.shared.goes_on() {
+            let what = "a lock that a program beside holds";
+            if let Err(failure) = self.expect(LOCK, RIVAL, 0, DENIED, what) {
+                return self.shared.failed(what, failure);
+            }
+            // A rate, not a race.
+            std::thread::sleep(PACE);
         }
     }
 
@@ -102,10 +116,16 @@ impl Locks {
                 e.bool(false).u32(1);
             }
         };
-        let mut d = self.hard.call((PROGRAM, VERSION, procedure), &args)?;
-        let status = d.opaque(64).and_then(|_| d.u32());
-        let status = status.map_err(|e| Failure::Rpc(e.to_string()))?;
-        self.shared.counts.locks.fetch_add(1, Ordering::Relaxed);
+        let status = loop {
+            let mut d = self.hard.call((PROGRAM, VERSION, procedure), &args)?;
+            let status = d.opaque(64).and_then(|_| d.u32());
+            let status = status.map_err(|e| Failure::Rpc(e.to_string()))?;
+            self.shared.counts.locks.fetch_add(1, Ordering::Relaxed);
+            // Again, as its own owner may: it comes to the same.
+            if !self.shared.no_space(status, DENIED_NOLOCKS) {
+                break status;
+            }
+        };
         if status != expected {
             let words = format!(
                 "{what}: owner {owner}, range {range}: status {status} instead of {expected}"

@@ -3,12 +3,14 @@
 //! - [`writer`]: 4 KiB durable writes, each to a block of its own file, read back now and then;
 //! - [`unstable`]: unstable writes and COMMIT, repeated when the verifier says so;
 //! - [`names`]: files made, renamed, linked and removed, exactly once each;
+//! - [`growth`]: a file that grows and is cut off, for which there must be space;
 //! - [`locks`]: locks that are held all along, and tried by another owner;
 //! - [`sweep`]: reads everything and compares with what was acknowledged.
 //!
 //! Threads run in the namespace of the host that they play. Bounded: one call at a time each.
 
 pub mod blocks;
+pub mod growth;
 pub mod hard;
 pub mod locks;
 pub mod names;
@@ -20,8 +22,8 @@ pub mod writer;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -41,6 +43,10 @@ use reigns::Reigns;
 const WRITERS: usize = 4;
 /// Blocks of each file.
 const BLOCKS: u64 = 64;
+/// Between two tries of what needs space and finds none.
+const SCARCE_PACE: Duration = Duration::from_millis(100);
+/// NFS3ERR_NOSPC.
+pub const NOSPC: u32 = 28;
 /// Everybody has done what was asked of them, and ends, within this time of a healthy cluster.
 const DONE: Duration = Duration::from_secs(70);
 
@@ -59,6 +65,8 @@ pub struct Counts {
     pub locks: AtomicU64,
     /// COMMITs whose verifier told that data had to be sent again.
     pub resent: AtomicU64,
+    /// Calls that were refused while a pool was full.
+    pub no_space: AtomicU64,
     /// Connections that ended.
     pub reconnects: AtomicU64,
     /// Connections refused: a client met a host without a server.
@@ -87,6 +95,10 @@ pub struct Shared {
     pub ending: AtomicBool,
     /// Times that everybody was asked to look whether all is as it was.
     pub asked: AtomicU64,
+    /// A pool is full, or was until just now: what needs space may be refused.
+    scarce: AtomicBool,
+    /// When a call was refused last for that.
+    refused: Mutex<Instant>,
     /// What is wrong.
     pub findings: Arc<Findings>,
     /// What is counted.
@@ -99,6 +111,20 @@ impl Shared {
     /// Whether to begin another step.
     pub fn goes_on(&self) -> bool {
         !self.ending.load(Ordering::Acquire) && !self.stop.load(Ordering::Acquire)
+    }
+
+    /// Whether `status` is what a call may be answered with for lack of space, at a time when it
+    /// may. Whether it was carried out is not known then (it may be durable later), and its caller
+    /// comes again after [`SCARCE_PACE`].
+    pub fn no_space(&self, status: u32, refusal: u32) -> bool {
+        let legitimate = status == refusal && self.scarce.load(Ordering::Acquire);
+        if legitimate {
+            self.counts.no_space.fetch_add(1, Ordering::Relaxed);
+            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            // A rate, not a race.
+            std::thread::sleep(SCARCE_PACE);
+        }
+        legitimate
     }
 
     /// A failure of a call; `Stopped` is none.
@@ -182,12 +208,14 @@ impl Load {
         let Ok(Ok(made)) = made.join() else {
             return Err(LabError::Load("no thread in the client's namespace".into()));
         };
-        let (at, ledgers, dir, lock_file) = made.map_err(LabError::Load)?;
+        let (at, ledgers, [dir, lock_file, grown]) = made.map_err(LabError::Load)?;
         let shared = Arc::new(Shared {
             server: at,
             stop: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             asked: AtomicU64::new(0),
+            scarce: AtomicBool::new(false),
+            refused: Mutex::new(Instant::now()),
             findings: findings.clone(),
             counts: Counts::default(),
             reigns: Reigns::default(),
@@ -201,6 +229,8 @@ impl Load {
         };
         load.start_writers(others, seed)?;
         load.start_others(dir, lock_file, seed)?;
+        let g = growth::Growth::new(&load.shared, grown);
+        load.worker(client, "growth", None, move || g.run())?;
         Ok(load)
     }
 
@@ -253,6 +283,34 @@ impl Load {
         Ok(())
     }
 
+    /// From now on another client tries to get the lock that somebody holds on this file of the
+    /// export's root, and must not.
+    ///
+    /// # Errors
+    /// There is no such file, or no thread.
+    pub fn contend(&mut self, server: IpAddr, export: &str, name: &str) -> Result<()> {
+        let url = Url {
+            host: server,
+            nfs_port: None,
+            mount_port: None,
+            path: export.to_owned(),
+        };
+        let of = name.to_owned();
+        let find = move || {
+            let mut c = NfsClient::mount(&url, true)?;
+            let root = c.root.clone();
+            c.lookup(&root, of.as_bytes()).map(|(fh, _)| fh)
+        };
+        let found = spawn_in(&self.client, "find", find)?.join();
+        let Ok(Ok(found)) = found else {
+            return Err(LabError::Load("no thread in the client's namespace".into()));
+        };
+        let fh = found.map_err(|e| LabError::Load(format!("{name}: {e}")))?;
+        let l = locks::Locks::new(&self.shared, fh, Arc::default());
+        let client = self.client.clone();
+        self.worker(&client, "contender", None, move || l.contend())
+    }
+
     /// From now on pauses are measured anew.
     pub fn mark(&self) {
         self.pulses.iter().for_each(|p| p.mark());
@@ -267,6 +325,23 @@ impl Load {
     /// Whether every stream of the client had an acknowledgement after `since`.
     pub fn alive_since(&self, since: Instant) -> bool {
         self.pulses.iter().all(|p| p.last() > since)
+    }
+
+    /// A pool is full from now on, or no more: what needs space may be refused in between.
+    pub fn scarce(&self, is: bool) {
+        self.shared.scarce.store(is, Ordering::Release);
+    }
+
+    /// How long ago the last call was refused for lack of space, or `since` was if that is later.
+    pub fn quiet_since(&self, since: Instant) -> Duration {
+        let last = self.shared.refused.lock();
+        let last = *last.unwrap_or_else(PoisonError::into_inner);
+        last.max(since).elapsed()
+    }
+
+    /// Calls refused for lack of space so far.
+    pub fn refused(&self) -> u64 {
+        self.shared.counts.no_space.load(Ordering::Relaxed)
     }
 
     /// Has everybody look whether all is as it was: old calls repeated, locks tried, every block
@@ -333,7 +408,8 @@ impl Drop for Load {
     }
 }
 
-type Made = (SocketAddr, Vec<Arc<Ledger>>, Fh, Fh);
+/// Where; the files; the directory of names, the file of locks, the one that grows.
+type Made = (SocketAddr, Vec<Arc<Ledger>>, [Fh; 3]);
 
 /// Mounts, and makes what the workers work on.
 fn prepare(url: &Url, files: &[String]) -> std::result::Result<Made, String> {
@@ -348,5 +424,6 @@ fn prepare(url: &Url, files: &[String]) -> std::result::Result<Made, String> {
     }
     let dir = c.mkdir(&root, b"names").map_err(failed)?;
     let lock_file = c.create(&root, b"locked", None).map_err(failed)?;
-    Ok((at, ledgers, dir, lock_file))
+    let grown = c.create(&root, b"grown", None).map_err(failed)?;
+    Ok((at, ledgers, [dir, lock_file, grown]))
 }

@@ -4,6 +4,9 @@
 //! One in [`LOSE`] calls loses its connection before the answer. After each event the last calls
 //! are repeated, number and all, as a client would that never got the answers: they must be
 //! answered as they were then.
+//!
+//! While a pool is full a change may be refused, and then nobody is told whether it happened: what
+//! is there decides, and what did not happen is tried again.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -16,7 +19,7 @@ use trivet_nfs::client::rpc::next_xid;
 use trivet_nfs::xdr::{Dec, Enc, XdrResult};
 
 use super::hard::{Failure, Hard};
-use super::{Shared, nfs, split, status_of};
+use super::{NOSPC, Shared, nfs, split, status_of};
 use crate::findings::Kind;
 
 const PACE: Duration = Duration::from_millis(15);
@@ -118,11 +121,13 @@ impl Names {
         self.next += 1;
         let (made, moved) = (format!("made{n}"), format!("moved{n}"));
         let dir = self.dir.clone();
-        self.once(CREATE, format!("exclusive CREATE {made}"), |e| {
+        let proof = (made.as_str(), true);
+        self.once(CREATE, proof, format!("exclusive CREATE {made}"), |e| {
             e.opaque(&dir).opaque(made.as_bytes()).u32(2);
             e.fixed(&n.to_be_bytes());
         })?;
-        self.once(RENAME, format!("RENAME {made} {moved}"), |e| {
+        let proof = (moved.as_str(), true);
+        self.once(RENAME, proof, format!("RENAME {made} {moved}"), |e| {
             e.opaque(&dir).opaque(made.as_bytes());
             e.opaque(&dir).opaque(moved.as_bytes());
         })?;
@@ -130,7 +135,7 @@ impl Names {
         self.not_there(&made)?;
         if let (0, Some(fh)) = (n % 4, fh) {
             let link = format!("link{n}");
-            self.once(LINK, format!("LINK {link}"), |e| {
+            self.once(LINK, (&link, true), format!("LINK {link}"), |e| {
                 e.opaque(&fh).opaque(&dir).opaque(link.as_bytes());
             })?;
             self.remove(REMOVE, &link)?;
@@ -138,7 +143,8 @@ impl Names {
         match n % 3 {
             0 => {
                 let guarded = format!("guarded{n}");
-                self.once(CREATE, format!("guarded CREATE {guarded}"), |e| {
+                let proof = (guarded.as_str(), true);
+                self.once(CREATE, proof, format!("guarded CREATE {guarded}"), |e| {
                     e.opaque(&dir).opaque(guarded.as_bytes()).u32(1);
                     put_sattr(e, Some(0o600), None);
                 })?;
@@ -146,7 +152,7 @@ impl Names {
             }
             1 => {
                 let sub = format!("dir{n}");
-                self.once(MKDIR, format!("MKDIR {sub}"), |e| {
+                self.once(MKDIR, (&sub, true), format!("MKDIR {sub}"), |e| {
                     e.opaque(&dir).opaque(sub.as_bytes());
                     put_sattr(e, Some(0o755), None);
                 })?;
@@ -165,15 +171,22 @@ impl Names {
 
     fn remove(&mut self, procedure: u32, name: &str) -> Result<(), Failure> {
         let dir = self.dir.clone();
-        self.once(procedure, format!("removal of {name}"), |e| {
-            e.opaque(&dir).opaque(name.as_bytes());
-        })
+        self.once(
+            procedure,
+            (name, false),
+            format!("removal of {name}"),
+            |e| {
+                e.opaque(&dir).opaque(name.as_bytes());
+            },
+        )
     }
 
-    /// A call that must succeed, and be carried out once.
+    /// A call that must succeed, and be carried out once. It has happened when the name is there,
+    /// or is not there any more.
     fn once(
         &mut self,
         procedure: u32,
+        (name, is_there): (&str, bool),
         what: String,
         args: impl Fn(&mut Enc),
     ) -> Result<(), Failure> {
@@ -183,14 +196,24 @@ impl Names {
         let put = |e: &mut Enc| {
             e.raw(&bytes);
         };
-        let (xid, mut d) = match self.rng.below(LOSE) {
-            0 => self.hard.call_twice(nfs(procedure), &put)?,
-            _ => {
-                let xid = next_xid();
-                (xid, self.hard.call_as(xid, nfs(procedure), &put)?)
+        let (xid, answer) = loop {
+            let (xid, mut d) = match self.rng.below(LOSE) {
+                0 => self.hard.call_twice(nfs(procedure), &put)?,
+                _ => {
+                    let xid = next_xid();
+                    (xid, self.hard.call_as(xid, nfs(procedure), &put)?)
+                }
+            };
+            match split(&mut d)? {
+                Err(status) if self.shared.no_space(status, NOSPC) => {
+                    if self.present(name)? == is_there {
+                        return Ok(());
+                    }
+                }
+                answer => break (xid, answer),
             }
         };
-        match split(&mut d)? {
+        match answer {
             Err(status) => self.shared.findings.status(status, true, what),
             Ok(()) => {
                 self.shared.counts.names.fetch_add(1, Ordering::Relaxed);
@@ -214,6 +237,18 @@ impl Names {
         status_of(&mut self.hard, LOOKUP, &|e| {
             e.opaque(&dir).opaque(name.as_bytes());
         })
+    }
+
+    fn present(&mut self, name: &str) -> Result<bool, Failure> {
+        match self.lookup(name)? {
+            Ok(_) => Ok(true),
+            Err(NOENT) => Ok(false),
+            Err(status) => {
+                let what = format!("LOOKUP {name}");
+                self.shared.findings.status(status, false, what);
+                Ok(false)
+            }
+        }
     }
 
     fn find(&mut self, name: &str) -> Result<Option<Fh>, Failure> {

@@ -128,7 +128,7 @@ pub fn check_block(
 }
 
 /// The data of a READ's answer; short at the end of a file.
-fn get_read(d: &mut Dec) -> XdrResult<Vec<u8>> {
+pub fn get_read(d: &mut Dec) -> XdrResult<Vec<u8>> {
     get_post(d)?;
     d.u32()?;
     d.bool()?;

@@ -12,7 +12,7 @@ use super::blocks::{BLOCK, Ledger, content};
 use super::hard::{Failure, Hard};
 use super::reigns::Verifier;
 use super::writer::get_written;
-use super::{Shared, status_of};
+use super::{NOSPC, Shared, status_of};
 use crate::findings::Kind;
 
 const PACE: Duration = Duration::from_millis(20);
@@ -79,7 +79,7 @@ impl Unstable {
         }
     }
 
-    /// The verifier; `None`: a finding.
+    /// The verifier; `None`: refused for lack of space, or a finding.
     fn write(&mut self, block: u64, number: u64) -> Result<Option<Verifier>, Failure> {
         let data = content(self.ledger.file, block, number);
         let known = self.shared.reigns.count();
@@ -91,7 +91,9 @@ impl Unstable {
         let mut d = match answer {
             Ok(d) => d,
             Err(status) => {
-                self.shared.findings.status(status, false, what);
+                if !self.shared.no_space(status, NOSPC) {
+                    self.shared.findings.status(status, false, what);
+                }
                 return Ok(None);
             }
         };
@@ -119,7 +121,9 @@ impl Unstable {
                 Ok(Some(verifier))
             }
             Err(status) => {
-                self.shared.findings.status(status, false, "COMMIT".into());
+                if !self.shared.no_space(status, NOSPC) {
+                    self.shared.findings.status(status, false, "COMMIT".into());
+                }
                 Ok(None)
             }
         }

@@ -13,7 +13,7 @@ use super::hard::{Failure, Hard};
 use super::pulse::Pulse;
 use super::reigns::Verifier;
 use super::sweep::check_block;
-use super::{Shared, nfs, split};
+use super::{NOSPC, Shared, nfs, split};
 use crate::findings::Kind;
 
 /// Between two writes, so that the load leaves processors to the daemons.
@@ -88,6 +88,9 @@ impl Writer {
             self.ledger.name
         );
         if let Err(status) = split(&mut d)? {
+            if self.shared.no_space(status, NOSPC) {
+                return Ok(());
+            }
             self.shared.findings.status(status, false, what);
             return Ok(());
         }

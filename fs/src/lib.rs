@@ -21,7 +21,7 @@ mod testing;
 mod vfs;
 
 pub use api::*;
-pub use data::MAX_IO;
+pub use data::{MAX_IO, STREAM};
 pub use error::{FsError, FsResult};
 pub use fsck::{Finding, Report, fsck};
 pub use ops::{Fs, MkfsOptions, Settings, mkfs};

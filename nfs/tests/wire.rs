@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::null::{HELD_OFFSET, NullFs};
 use common::{EXPORT, config, export, serve, serve_with, url};
+use trivet_fs::STREAM;
 use trivet_nfs::client::nfs::{Fh, NfsClient, get_post, mount, put_sattr, put_write};
 use trivet_nfs::client::rpc::{ClientError, RpcClient, next_xid};
 use trivet_nfs::nfs3::types::PROGRAM;
@@ -86,6 +87,36 @@ fn while_every_write_waits_questions_are_answered() {
     );
     drop(held);
     for _ in 0..200 {
+        c.rpc.receive().unwrap();
+    }
+}
+
+/// More large writes wait than may be inside: small ones and COMMIT are answered all the same.
+#[test]
+fn small_writes_do_not_wait_behind_large_ones() {
+    let fs = NullFs::new();
+    let server = serve(fs.clone());
+    let mut c = NfsClient::mount(&url(&server, EXPORT), false).unwrap();
+    let root = c.root.clone();
+    let (fh, _) = c.lookup(&root, b"disk").unwrap();
+    let held = fs.hold.lock().unwrap();
+    for _ in 0..40 {
+        let put = |e: &mut Enc| put_write(e, &fh, HELD_OFFSET, &vec![1; STREAM], 0);
+        c.rpc.send(next_xid(), (PROGRAM, 3, 7), put).unwrap();
+    }
+    let (small, commit) = (next_xid(), next_xid());
+    let put = |e: &mut Enc| put_write(e, &fh, 0, &[1; 4096], 2);
+    c.rpc.send(small, (PROGRAM, 3, 7), put).unwrap();
+    let put = |e: &mut Enc| drop(e.opaque(&fh).u64(0).u32(0));
+    c.rpc.send(commit, (PROGRAM, 3, 21), put).unwrap();
+    let mut answered = [0; 2];
+    for xid in &mut answered {
+        *xid = decode_reply(&mut c.rpc.receive().unwrap()).unwrap().0;
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [small, commit]);
+    drop(held);
+    for _ in 0..40 {
         c.rpc.receive().unwrap();
     }
 }

@@ -292,6 +292,7 @@ impl Stack {
         let hidden = self.close_doors();
         timeline.mark("address gone");
         let clients = self.clients();
+        self.fs.hurry();
         drop(self.nfs.take());
         self.unmount();
         timeline.mark("doors closed");

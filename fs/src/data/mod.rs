@@ -20,9 +20,9 @@ pub(crate) use write::Edges;
 pub(crate) const BLOCK: u64 = trivet_replica::volume::BLOCK_BYTES as u64;
 /// Bytes of one read or write call, at most.
 pub const MAX_IO: usize = 1 << 20;
-/// Writes of at least this many bytes wait until the volume admits them, so that small ones need
-/// not wait long behind them.
-pub(crate) const STREAM: usize = 128 << 10;
+/// Writes of at least so many bytes wait until the volume admits them, so that small ones need not
+/// wait long behind them.
+pub const STREAM: usize = 128 << 10;
 /// Blocks that [`zeros`] has.
 pub(crate) const ZERO_BLOCKS: u64 = 16;
 

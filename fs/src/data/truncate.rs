@@ -61,6 +61,7 @@ impl Core {
             Ok(inode) => inode,
             Err(FsError::Stale(_)) => {
                 btree::remove(self, &Key::new(Ino(0), Kind::Orphan, ino.0))?;
+                self.truncating.remove(&ino);
                 return Ok(true);
             }
             Err(e) => return Err(e),
@@ -134,46 +135,49 @@ impl Fs {
 
     /// Finishes a truncation that is under way.
     pub(crate) fn settle(&self, ino: Ino) -> FsResult<()> {
-        loop {
-            let (done, _) = self.engine.change(STEP, |core| {
-                self.versions.bump(ino);
-                core.settle_step(ino)
-            })?;
-            if done {
-                return Ok(());
-            }
+        while !self.settle_some(ino)? {
             if self.is_ending() {
                 let why = "the file system is closed while a file is cut; the next mount goes on";
                 return Err(FsError::Stopped(why.into()));
             }
         }
+        Ok(())
+    }
+
+    /// One step of that. True when done.
+    pub(crate) fn settle_some(&self, ino: Ino) -> FsResult<bool> {
+        let (done, _) = self.engine.change(STEP, |core| {
+            self.versions.bump(ino);
+            core.settle_step(ino)
+        })?;
+        Ok(done)
     }
 
     /// Frees an inode without a name, unless it is in use. Stops half way when the file system is
     /// closed: a large file takes long, and the next mount goes on with it.
     pub(crate) fn reap(&self, ino: Ino) -> FsResult<()> {
-        while !self.is_ending() {
-            let mut open = false;
-            let (done, _) = self.engine.change(STEP, |core| {
-                // Under the lock: nobody can take a reference meanwhile.
-                let named = core.inode(ino).is_ok_and(|i| i.nlink > 0);
-                if named || self.is_open(ino) {
-                    open = true;
-                    return Ok(true);
-                }
-                self.versions.bump(ino);
-                core.reap_step(ino)
-            })?;
-            if done && open {
-                return Ok(());
-            }
-            if done {
-                // Nobody can name it any more, so nobody can hold or want its locks.
-                self.forget_locks(ino);
-                return Ok(());
-            }
-        }
+        while !self.is_ending() && !self.reap_some(ino)? {}
         Ok(())
+    }
+
+    /// One step of that. True when there is nothing more to do.
+    pub(crate) fn reap_some(&self, ino: Ino) -> FsResult<bool> {
+        let mut in_use = false;
+        let (done, _) = self.engine.change(STEP, |core| {
+            // Under the lock: nobody can take a reference meanwhile.
+            let named = core.inode(ino).is_ok_and(|i| i.nlink > 0);
+            in_use = named || self.is_open(ino);
+            if in_use {
+                return Ok(true);
+            }
+            self.versions.bump(ino);
+            core.reap_step(ino)
+        })?;
+        if done && !in_use {
+            // Nobody can name it any more, so nobody can hold or want its locks.
+            self.forget_locks(ino);
+        }
+        Ok(done)
     }
 
     /// The edges that `resize` will need.

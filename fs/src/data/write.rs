@@ -305,7 +305,13 @@ impl Fs {
             return Err(FsError::TooBig);
         }
         let _admitted = match data.len() >= STREAM {
-            true => self.engine.volume.admit(len),
+            true => {
+                // Who is admitted keeps others waiting: first of all what takes long.
+                if self.engine.core()?.truncating.contains(&id.ino) {
+                    self.settle(id.ino)?;
+                }
+                self.engine.volume.admit(len)
+            }
             false => Admission::default(),
         };
         let room = self.engine.volume.space().free_bytes;

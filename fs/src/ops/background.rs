@@ -64,9 +64,14 @@ impl Background {
         self.stopped.load(Ordering::Acquire)
     }
 
+    /// From now on nothing is begun that takes long, here or by callers.
+    pub fn hurry(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
     /// Ends it, after the step at which it is. What it had still to do is found by the next mount.
     pub fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
+        self.hurry();
         let _ = self.tasks.send(Task::Stop);
         let thread = lock(&self.thread).take();
         if let Some(thread) = thread
@@ -115,22 +120,26 @@ fn run(fs: &Weak<Fs>, queue: &Receiver<Task>) {
         let wait = interval.saturating_sub(committed.elapsed());
         let task = queue.recv_timeout(wait);
         let Some(fs) = fs.upgrade() else { return };
-        if fs.background.is_ending() {
-            return;
-        }
         match task {
             Ok(Task::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(Task::Run(f)) => f(),
-            Ok(Task::Reap(ino)) => {
-                if let Err(e) = fs.reap(ino) {
+            Ok(Task::Reap(_) | Task::Settle(_)) if fs.background.is_ending() => {}
+            // What takes many steps goes to the end of the queue after each, so that commits and
+            // readers do not wait for it.
+            Ok(Task::Reap(ino)) => match fs.reap_some(ino) {
+                Ok(true) => {}
+                Ok(false) => fs.background.reap(ino),
+                Err(e) => {
                     tracing::warn!(%ino, error = %e, "cannot free a deleted file; next mount will");
                 }
-            }
-            Ok(Task::Settle(ino)) => {
-                if let Err(e) = fs.settle(ino) {
+            },
+            Ok(Task::Settle(ino)) => match fs.settle_some(ino) {
+                Ok(true) => {}
+                Ok(false) => fs.background.settle(ino),
+                Err(e) => {
                     tracing::warn!(%ino, error = %e, "cannot finish a truncation; next mount will");
                 }
-            }
+            },
             Err(RecvTimeoutError::Timeout) => {}
         }
         if committed.elapsed() >= interval {
@@ -232,6 +241,34 @@ mod tests {
         fs.close().unwrap();
         drop(fs);
         all_is_freed(&volume);
+    }
+
+    #[test]
+    fn one_that_gets_a_name_again_half_cut_is_cut_all_the_same() {
+        let (volume, fs, id) = fragmented();
+        cut(&fs, id);
+        fs.open_ref(id).unwrap();
+        unlink(&fs);
+        let creds = Creds::root();
+        fs.link(Ctx::by(&creds, Door(9)), id, InodeId::ROOT, b"again")
+            .unwrap();
+        fs.close().unwrap();
+        drop(fs);
+        // What lies beyond its end is not seen again when it grows, and is freed.
+        let fs = Fs::mount(volume.clone(), Settings::default()).unwrap();
+        let data = Bytes::from(vec![2; BLOCK as usize]);
+        let end = 2 * PIECES * BLOCK;
+        fs.write(Ctx::by(&creds, Door(9)), id, end, data).unwrap();
+        for i in [0, PIECES, 2 * PIECES - 2] {
+            let read = fs.read(&creds, id, i * BLOCK, BLOCK as u32).unwrap();
+            let bytes: Vec<u8> = read.data.iter().flat_map(|b| b.to_vec()).collect();
+            assert_eq!(bytes, vec![0; BLOCK as usize], "block {i}");
+        }
+        fs.close().unwrap();
+        drop(fs);
+        let report = fsck(&*volume).unwrap();
+        assert_eq!(report.findings, []);
+        assert_eq!((report.files, report.data_blocks), (1, 1));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::Fs;
 use super::make::check_new_name;
 use crate::api::{Access, Change, Ctx, Done, Event, Ino, InodeId, Linked};
 use crate::btree;
+use crate::data::ORPHAN_CUT;
 use crate::error::{FsError, FsResult};
 use crate::format::inode::MAX_LINKS;
 use crate::format::key::{Key, Kind};
@@ -36,8 +37,13 @@ impl Fs {
                 return Err(FsError::NotFound);
             }
             if inode.nlink == 0 {
-                // An open file without a name may get one again: it is an orphan no more.
-                btree::remove(core, &Key::new(Ino(0), Kind::Orphan, id.ino.0))?;
+                // An open file without a name may get one again: it is an orphan no more, but
+                // may still be half cut.
+                let mark = Key::new(Ino(0), Kind::Orphan, id.ino.0);
+                match core.truncating.contains(&id.ino) {
+                    true => btree::insert(core, &mark, &[ORPHAN_CUT])?,
+                    false => btree::remove(core, &mark).map(drop)?,
+                }
             }
             core.add_entry(dir.ino, &mut parent, name, id, inode.kind)?;
             let now = core.now();

@@ -197,7 +197,8 @@ impl Fs {
                 }
                 Ok(true)
             })?;
-            core.truncating.extend(cut.iter().copied());
+            // One that lost its last name half cut says only that it is to be freed.
+            core.truncating.extend(cut.iter().chain(&gone).copied());
             core.load_answers()?;
         }
         self.load_locks()?;
@@ -243,6 +244,12 @@ impl Fs {
         self.close_within(CLOSE)
     }
 
+    /// It will be closed soon: callers that cut or free large files leave the rest to the next mount,
+    /// with [`FsError::Stopped`], so that nobody has to wait for them.
+    pub fn hurry(&self) {
+        self.background.hurry();
+    }
+
     /// As [`Fs::close`], with a bound of its own.
     ///
     /// # Errors
@@ -273,9 +280,10 @@ impl Fs {
         rx
     }
 
-    /// Frees every nameless inode that nobody holds; true if there was one.
+    /// Frees every nameless inode that nobody holds, and what is left of files that were cut; true
+    /// if there was one.
     pub(crate) fn reap_all(&self) -> FsResult<bool> {
-        let mut list = Vec::new();
+        let (mut list, mut cut) = (Vec::new(), Vec::new());
         {
             let core = self.engine.core()?;
             let (from, to) = (
@@ -283,14 +291,18 @@ impl Fs {
                 Key::raw(0, Kind::Orphan as u8, u64::MAX),
             );
             btree::scan(&*core, &from, &to, &mut |k, v| {
-                if v.first() != Some(&ORPHAN_CUT) && !self.is_open(Ino(k.off())) {
-                    list.push(Ino(k.off()));
+                let ino = Ino(k.off());
+                match v.first() {
+                    Some(&ORPHAN_CUT) => cut.push(ino),
+                    _ if self.is_open(ino) => {}
+                    _ => list.push(ino),
                 }
-                Ok(list.len() < 4096)
+                Ok(list.len() + cut.len() < 4096)
             })?;
         }
-        let any = !list.is_empty();
+        let any = !list.is_empty() || !cut.is_empty();
         list.into_iter().try_for_each(|ino| self.reap(ino))?;
+        cut.into_iter().try_for_each(|ino| self.settle(ino))?;
         if any {
             self.engine.commit()?;
         }

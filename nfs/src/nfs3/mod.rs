@@ -20,7 +20,7 @@ pub mod types;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use trivet_fs::{Attr, Creds, Door, FsError, InodeId, Vfs};
+use trivet_fs::{Attr, Creds, Door, FsError, InodeId, STREAM, Vfs};
 use trivet_replica::VolumeInfo;
 
 use crate::commit::Committer;
@@ -105,7 +105,9 @@ pub struct Nfs3 {
 struct Gates {
     look: Gate,
     read: Gate,
+    /// Small writes and COMMIT, which do not wait behind large writes.
     write: Gate,
+    stream: Gate,
     change: Gate,
 }
 
@@ -144,10 +146,11 @@ impl Nfs3 {
             verifier: Mutex::new(((u64::MAX, u64::MAX), [0; 8])),
             committer,
             gates: Gates {
-                look: Gate::new(threads / 5),
-                read: Gate::new(threads / 5),
-                write: Gate::new(threads / 5),
-                change: Gate::new(threads / 5),
+                look: Gate::new(threads / 6),
+                read: Gate::new(threads / 6),
+                write: Gate::new(threads / 6),
+                stream: Gate::new(threads / 6),
+                change: Gate::new(threads / 6),
             },
             roots: Mutex::default(),
             counters: Nfs3Counters::default(),
@@ -354,6 +357,7 @@ impl Program for Nfs3 {
             0 | 18 | 19 | 20 => return self.dispatch(call),
             1 | 3 | 4 | 5 | 16 | 17 => &self.gates.look,
             6 => &self.gates.read,
+            7 if call.head.args.rest().len() >= STREAM => &self.gates.stream,
             7 | 21 => &self.gates.write,
             _ => &self.gates.change,
         };

@@ -42,7 +42,7 @@ const LISTENER: u64 = 1 << 63;
 /// Bounds of a server; each has a default.
 #[derive(Clone, Debug)]
 pub struct PoolLimits {
-    /// Threads that serve (4 to 1,024).
+    /// Threads that serve (8 to 1,024).
     pub threads: usize,
     /// Connections at once.
     pub connections: usize,
@@ -588,7 +588,7 @@ impl Pool {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
             epoll::add(&epoll_fd, socket, data, flags)?;
         }
-        let threads = limits.threads.clamp(4, 1024);
+        let threads = limits.threads.clamp(8, 1024);
         let shared = Arc::new(Shared {
             epoll: epoll_fd,
             writers,

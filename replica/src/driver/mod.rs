@@ -574,9 +574,17 @@ impl Volume for ReplicatedVolume {
         let began = Instant::now();
         let mut state = self.inner.lock();
         let patience = state.upstairs.lapse_patience();
-        while !state.upstairs.admit(bytes) {
+        while !state.upstairs.admit(boot_time(), bytes) {
             if began.elapsed() > patience || self.inner.stopped() {
                 return Admission::default();
+            }
+            let todo = self.inner.collect(&mut state);
+            if !todo.is_empty() {
+                // What it did may have made room meanwhile.
+                drop(state);
+                self.inner.perform(todo);
+                state = self.inner.lock();
+                continue;
             }
             let wait = self.inner.room.wait_timeout(state, ROOM_LOOK);
             state = wait.unwrap_or_else(PoisonError::into_inner).0;

@@ -21,7 +21,7 @@ const TARGET: Duration = Duration::from_millis(20);
 /// Room for streams at the start, and the least that it shrinks to: syncs of less cost more than
 /// they carry.
 const FIRST: u64 = 8 << 20;
-const LEAST: u64 = 1 << 20;
+const LEAST: u64 = 2 << 20;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -53,9 +53,8 @@ impl Pace {
 
     /// `anyway`: there is nobody to wait for.
     fn admit(&mut self, bytes: u64, anyway: bool) -> bool {
-        // Whoever is alone may always come: no write is larger than what can ever be admitted.
-        let alone = self.used == 0 || anyway;
-        let fits = alone || self.used.saturating_add(bytes) <= self.room;
+        // One write beyond the room at most; a large one must not wait for ever behind small ones.
+        let fits = anyway || self.used < self.room;
         match fits {
             true => self.used = self.used.saturating_add(bytes),
             false => self.held_back = true,
@@ -64,7 +63,16 @@ impl Pace {
     }
 
     fn ordered(&mut self, upto: Seq, bytes: u64) {
-        self.ordered.push_back((upto, bytes));
+        match self.ordered.back_mut() {
+            Some((last, sum)) if *last >= upto => *sum = sum.saturating_add(bytes),
+            _ => self.ordered.push_back((upto, bytes)),
+        }
+    }
+
+    /// A new reign begins, with everything up to `commit` durable.
+    pub fn begin(&mut self, now: Now, commit: Seq) {
+        self.measured = None;
+        self.durable(now, commit);
     }
 
     /// A sync of everything up to `last` is asked for.
@@ -97,10 +105,14 @@ impl Upstairs {
     /// Whether a write of `bytes` may be prepared now, or has to wait for room, which
     /// [`super::Effect::Room`] tells. An admitted one is to be reported by
     /// [`Upstairs::admission_over`].
-    pub fn admit(&mut self, bytes: u64) -> bool {
+    pub fn admit(&mut self, now: Now, bytes: u64) -> bool {
         // Whoever waits for a volume that serves nobody learns that from `submit`.
         let admitted = self.pace.admit(bytes, !self.serves());
         self.room_wanted |= !admitted;
+        if !admitted && self.is_active() && self.pace.measured.is_none() {
+            // Nobody else asks for what would make room, or only later.
+            self.request_sync(now);
+        }
         admitted
     }
 
@@ -168,6 +180,18 @@ mod tests {
         pace.ordered(Seq(0), MIB);
         pace.durable(at(1), Seq(0));
         assert!(pace.admit(MIB, false));
+    }
+
+    #[test]
+    fn a_new_reign_owes_what_it_made_durable_to_nobody() {
+        let mut pace = Pace::new(MIB);
+        assert!(pace.admit(MIB, false));
+        pace.ordered(Seq(5), MIB);
+        pace.sync_asked(at(0), Seq(5));
+        assert!(!pace.admit(MIB, false));
+        pace.begin(at(5000), Seq(5));
+        assert!(pace.admit(MIB, false));
+        assert_eq!(pace.room, MIB, "the pause says nothing of the disk");
     }
 
     #[test]

@@ -147,7 +147,8 @@ impl Upstairs {
     /// `member` is who that is: another one may have come to live on the same node.
     pub fn local_reads_from(&self, now: Now, member: MemberId) -> Option<Seq> {
         let link = self.config.local?;
-        let ours = self.peer(link).member == Some(member);
+        // One that is slow (a disk that hangs, say) is left alone, as by reads from elsewhere.
+        let ours = self.peer(link).member == Some(member) && !self.peer(link).slow;
         let good = ours && self.is_active() && self.lease_valid(now) && self.readable(link);
         good.then(|| self.last())
     }

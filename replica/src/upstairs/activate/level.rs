@@ -234,6 +234,7 @@ impl Upstairs {
         self.lapsed_since = None;
         self.serving_since = now;
         self.last_sync = now;
+        self.pace.begin(now, self.commit);
         for peer in &mut self.peers {
             peer.progress = now;
         }

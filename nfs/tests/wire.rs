@@ -107,7 +107,9 @@ fn small_writes_do_not_wait_behind_large_ones() {
     let (small, commit) = (next_xid(), next_xid());
     let put = |e: &mut Enc| put_write(e, &fh, 0, &[1; 4096], 2);
     c.rpc.send(small, (PROGRAM, 3, 7), put).unwrap();
-    let put = |e: &mut Enc| drop(e.opaque(&fh).u64(0).u32(0));
+    let put = |e: &mut Enc| {
+        e.opaque(&fh).u64(0).u32(0);
+    };
     c.rpc.send(commit, (PROGRAM, 3, 21), put).unwrap();
     let mut answered = [0; 2];
     for xid in &mut answered {

@@ -244,8 +244,8 @@ impl Fs {
         self.close_within(CLOSE)
     }
 
-    /// It will be closed soon: callers that cut or free large files leave the rest to the next mount,
-    /// with [`FsError::Stopped`], so that nobody has to wait for them.
+    /// It will be closed soon: callers that cut or free large files leave the rest to the next
+    /// mount, with [`FsError::Stopped`], so that nobody has to wait for them.
     pub fn hurry(&self) {
         self.background.hurry();
     }

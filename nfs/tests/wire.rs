@@ -7,12 +7,14 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::null::{HELD_OFFSET, NullFs};
 use common::{EXPORT, config, export, serve, serve_with, url};
 use trivet_fs::STREAM;
+use trivet_nfs::NfsServer;
 use trivet_nfs::client::nfs::{Fh, NfsClient, get_post, mount, put_sattr, put_write};
 use trivet_nfs::client::rpc::{ClientError, RpcClient, next_xid};
 use trivet_nfs::nfs3::types::PROGRAM;
@@ -37,13 +39,19 @@ fn an_export_is_mounted_read_and_written() {
     assert_eq!(c.commit(&fh).unwrap(), verifier);
 }
 
-#[test]
-fn a_write_that_waits_holds_up_nothing_else_on_its_connection() {
+/// A server, a client that mounted it, and a file there.
+fn with_disk() -> (Arc<NullFs>, NfsServer, NfsClient, Fh) {
     let fs = NullFs::new();
     let server = serve(fs.clone());
     let mut c = NfsClient::mount(&url(&server, EXPORT), false).unwrap();
     let root = c.root.clone();
     let (fh, _) = c.lookup(&root, b"disk").unwrap();
+    (fs, server, c, fh)
+}
+
+#[test]
+fn a_write_that_waits_holds_up_nothing_else_on_its_connection() {
+    let (fs, server, mut c, fh) = with_disk();
     let held = fs.hold.lock().unwrap();
     let (slow, quick) = (next_xid(), next_xid());
     let put = |e: &mut Enc| put_write(e, &fh, HELD_OFFSET, &[1; 4096], 0);
@@ -63,11 +71,7 @@ fn a_write_that_waits_holds_up_nothing_else_on_its_connection() {
 /// More writes wait than there are threads: attributes are answered all the same.
 #[test]
 fn while_every_write_waits_questions_are_answered() {
-    let fs = NullFs::new();
-    let server = serve(fs.clone());
-    let mut c = NfsClient::mount(&url(&server, EXPORT), false).unwrap();
-    let root = c.root.clone();
-    let (fh, _) = c.lookup(&root, b"disk").unwrap();
+    let (fs, _server, mut c, fh) = with_disk();
     let held = fs.hold.lock().unwrap();
     for _ in 0..200 {
         let put = |e: &mut Enc| put_write(e, &fh, HELD_OFFSET, &[1; 512], 2);
@@ -94,11 +98,7 @@ fn while_every_write_waits_questions_are_answered() {
 /// More large writes wait than may be inside: small ones and COMMIT are answered all the same.
 #[test]
 fn small_writes_do_not_wait_behind_large_ones() {
-    let fs = NullFs::new();
-    let server = serve(fs.clone());
-    let mut c = NfsClient::mount(&url(&server, EXPORT), false).unwrap();
-    let root = c.root.clone();
-    let (fh, _) = c.lookup(&root, b"disk").unwrap();
+    let (fs, _server, mut c, fh) = with_disk();
     let held = fs.hold.lock().unwrap();
     for _ in 0..40 {
         let put = |e: &mut Enc| put_write(e, &fh, HELD_OFFSET, &vec![1; STREAM], 0);

@@ -31,6 +31,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use signal_hook::iterator::Signals;
+
 pub use control::{Client, Control};
 pub use disk::CutReport;
 
@@ -59,6 +61,28 @@ impl Mounted {
     /// Where commands are given.
     pub fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// Takes commands at `socket` until one of `signals` comes; then it is unmounted.
+    ///
+    /// # Errors
+    /// The socket cannot be made, used or removed.
+    pub fn serve_until(self, mut signals: Signals, socket: &Path) -> std::io::Result<()> {
+        let (serving, at) = (self.control.clone(), socket.to_owned());
+        let wake = signals.handle();
+        let server = std::thread::spawn(move || {
+            let served = serving.serve(&at);
+            wake.close();
+            served
+        });
+        let signalled = signals.forever().next().is_some();
+        drop(self);
+        if signalled {
+            // The server is in the middle of nothing: its socket is all that is left of it.
+            return std::fs::remove_file(socket);
+        }
+        let bad = |_| std::io::Error::other("the thread that serves commands ended badly");
+        server.join().map_err(bad)?
     }
 
     /// Where it is mounted.

@@ -54,26 +54,10 @@ fn main() -> ExitCode {
 /// Serves until SIGTERM or Ctrl-C, then unmounts.
 fn mount(backing: &Path, mountpoint: &Path, control: &Path) -> Result<(), String> {
     let signals = Signals::new([SIGTERM, SIGINT]);
-    let mut signals = signals.map_err(|e| format!("cannot listen for signals: {e}"))?;
+    let signals = signals.map_err(|e| format!("cannot listen for signals: {e}"))?;
     let mounted = Mounted::new(backing, mountpoint)
         .map_err(|e| format!("cannot mount {}: {e}", mountpoint.display()))?;
-    let serving = mounted.control().clone();
-    let socket = control.to_owned();
-    let wake = signals.handle();
-    let server = std::thread::spawn(move || {
-        let served = serving.serve(&socket);
-        wake.close();
-        served
-    });
-    let signalled = signals.forever().next().is_some();
-    drop(mounted);
-    if signalled {
-        // The server is in the middle of nothing: its socket is all that is left of it.
-        return std::fs::remove_file(control)
-            .map_err(|e| format!("cannot remove {}: {e}", control.display()));
-    }
-    match server.join() {
-        Ok(served) => served.map_err(|e| format!("cannot serve {}: {e}", control.display())),
-        Err(_) => Err("the thread that serves commands panicked".into()),
-    }
+    mounted
+        .serve_until(signals, control)
+        .map_err(|e| format!("cannot serve {}: {e}", control.display()))
 }

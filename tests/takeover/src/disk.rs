@@ -152,24 +152,7 @@ impl Disk {
 /// # Errors
 /// It cannot be mounted or served; what happened.
 pub fn serve(backing: &Path, at: &Path, control: &Path) -> Result<()> {
-    let mut signals = Signals::new([SIGTERM]).map_err(start("listening for signals"))?;
+    let signals = Signals::new([SIGTERM]).map_err(start("listening for signals"))?;
     let mounted = Mounted::new(backing, at).map_err(file(at))?;
-    let (serving, socket) = (mounted.control().clone(), control.to_path_buf());
-    let wake = signals.handle();
-    let server = std::thread::spawn(move || {
-        let served = serving.serve(&socket);
-        wake.close();
-        served
-    });
-    let signalled = signals.forever().next().is_some();
-    drop(mounted);
-    if signalled {
-        return std::fs::remove_file(control).map_err(file(control));
-    }
-    match server.join() {
-        Ok(served) => served.map_err(file(control)),
-        Err(_) => Err(LabError::Unable(
-            "the thread that serves the disk's commands ended badly".into(),
-        )),
-    }
+    mounted.serve_until(signals, control).map_err(file(control))
 }

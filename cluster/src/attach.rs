@@ -111,6 +111,8 @@ fn log(volume: VolumeId, notice: &Notice) {
         | Notice::Repaired { .. }
         | Notice::ResyncStarted { .. }
         | Notice::ResyncDone { .. }
+        | Notice::ScrubStarted
+        | Notice::ScrubDone { wrong: 0, .. }
         | Notice::LeaseBack => tracing::info!(%volume, ?notice, "volume"),
         _ => tracing::warn!(%volume, ?notice, "volume"),
     }

@@ -32,6 +32,7 @@ use trivet_transport::{Reader, Security, TransportError, Writer};
 mod attend;
 mod health;
 mod prompt;
+mod scrub;
 
 use crate::checkpoint::{CheckpointJob, Step};
 use crate::door::{Door, Greeted};
@@ -72,6 +73,7 @@ pub struct Served {
     writers: RwLock<HashMap<ConnId, Arc<Conn>>>,
     /// The checkpoint thread waits here.
     work: Condvar,
+    looks: scrub::Looks,
     stop: AtomicBool,
     recorder: Arc<dyn Recorder>,
 }
@@ -97,6 +99,7 @@ impl Served {
             replica: Mutex::new(replica),
             writers: RwLock::default(),
             work: Condvar::new(),
+            looks: scrub::Looks::default(),
             stop: AtomicBool::new(false),
             recorder,
         })
@@ -161,6 +164,11 @@ impl Served {
                         let result = job.run();
                         self.recorder.time("downstairs.read", nanos(began));
                         lock(&self.replica).read_done(conn, id, &job, result, &mut more);
+                    }
+                    Out::Scrub(conn, id, job) => {
+                        if !self.looks.add(conn, id, job) {
+                            lock(&self.replica).scrub_refused(conn, id, &mut more);
+                        }
                     }
                     Out::Close(conn, why) => {
                         tracing::warn!(volume = %self.volume, why, "connection closed");
@@ -401,6 +409,7 @@ impl Served {
     fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.work.notify_all();
+        self.looks.end();
     }
 
     fn hang_up(&self) {
@@ -542,9 +551,12 @@ impl Server {
     /// # Errors
     /// A thread cannot be started.
     pub fn add(&self, served: Arc<Served>) -> io::Result<()> {
-        let checkpoints = served.clone();
+        let (checkpoints, looks) = (served.clone(), served.clone());
         let name = format!("ckpt-{:?}", served.member());
         let thread = spawn(name, move || checkpoints.run_checkpoints())?;
+        lock(&self.threads).push(thread);
+        let name = format!("scrub-{:?}", served.member());
+        let thread = spawn(name, move || looks.run_looks())?;
         lock(&self.threads).push(thread);
         let mut members = self
             .inner

@@ -135,6 +135,39 @@ fn send(r: &mut Replica, conn: u64, frame: Frame) -> Vec<Out> {
     out
 }
 
+/// Given an upstairs that has sent more than the log takes, with its question for a sync behind
+/// that; when what the log did take has been synced; then it must hear so. It was told in answer to
+/// the question alone, which waited for room, which waited for a checkpoint, which waited for the
+/// commit position, which waited for the answer: for ever, where nothing older was in the log.
+#[test]
+fn what_a_full_log_has_taken_is_reported_durable_although_the_question_waits() {
+    let disk = SimDisk::new();
+    let mut r = replica(&disk);
+    hello(&mut r, 1);
+    assert!(matches!(claim(&mut r, 1, G), Reply::Granted(_)));
+    for seq in 1..=12 {
+        send(&mut r, 1, long_frame(Kind::Append, seq, seq * 9, 8, 1));
+    }
+    let sync = Frame {
+        header: Header::new(Kind::Sync, G, 12),
+        meta: Bytes::new(),
+        data: vec![],
+    };
+    assert!(
+        send(&mut r, 1, sync).is_empty(),
+        "it waits behind what does not fit"
+    );
+    let job = r.begin_sync().unwrap();
+    let (result, mut out) = (job.run(), vec![]);
+    r.sync_done(job, result, &mut out);
+    let durable = |o: &Out| match o {
+        Out::Send(_, f) if f.header.kind == Kind::Durable => Some(f.header.seq),
+        _ => None,
+    };
+    let told: Vec<u64> = out.iter().filter_map(durable).collect();
+    assert!(matches!(told[..], [1..12]), "{told:?}");
+}
+
 /// Given a connection that its upstairs has given up, with a copy still in the member's socket
 /// buffer; when the upstairs (same generation) has claimed on a new connection and overwritten
 /// the block there; then the copy must not be taken.

@@ -17,6 +17,7 @@ use crate::members;
 use crate::messages::{Answer, Ask, Demote, EventKind, MakeMember, Mount, Promote, Standing, Want};
 use crate::node::Node;
 use crate::role::Role;
+use crate::scrub;
 
 /// A move to another node takes at most this long.
 const MOVE: Duration = Duration::from_secs(20);
@@ -114,6 +115,11 @@ impl Control {
                 ref volume,
                 bytes_per_second,
             } => resync_rate(&node, volume, bytes_per_second, &ask),
+            Ask::Scrub { ref volume, what } => match elsewhere(&node, volume) {
+                Ok(Some(holder)) => node.ask(&holder, &ask, MOVE),
+                Ok(None) => scrub::scrub(&node, volume, what),
+                Err(e) => Err(e),
+            },
             Ask::Evict {
                 node: whom,
                 evicted,

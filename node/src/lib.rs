@@ -33,6 +33,7 @@ pub mod metrics;
 pub mod net;
 pub mod node;
 pub mod role;
+pub mod scrub;
 pub mod stack;
 pub mod state;
 pub mod supervisor;

@@ -13,6 +13,8 @@ use trivet_protocol::{Generation, MemberId, MemberKind, Record, Seq, VolumeId};
 
 use crate::config::Driver;
 
+pub use crate::scrub::{ScrubAsk, ScrubFinding, ScrubReport};
+
 /// To a node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -95,6 +97,13 @@ pub enum Ask {
         volume: String,
         /// Bytes per second.
         bytes_per_second: u64,
+    },
+    /// Read and compare all copies of a volume, where it is active.
+    Scrub {
+        /// Name of the volume.
+        volume: String,
+        /// What.
+        what: ScrubAsk,
     },
     /// Give a dead node up, or take it back.
     Evict {
@@ -244,6 +253,8 @@ pub enum Answer {
     Clients(Vec<ClientReport>),
     /// To [`Ask::Locks`], at most [`MAX_LOCKS`] of them.
     Locks(Vec<LockReport>),
+    /// The scrub that goes on, or that ended.
+    Scrub(Box<ScrubReport>),
     /// To [`Ask::ClearLocks`]: so many were dropped, durably.
     Cleared(usize),
     /// To [`Ask::Events`].
@@ -466,6 +477,9 @@ pub struct ActiveReport {
     /// What people must know without asking: one line each.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// The scrub that goes on, or the last one since it became active here.
+    #[serde(default)]
+    pub scrub: Option<ScrubReport>,
     /// Members.
     pub members: Vec<ActiveMember>,
 }
@@ -638,4 +652,6 @@ pub enum EventKind {
     Resized,
     /// A node was given up, or taken back.
     Evicted,
+    /// A scrub began, ended, or found what it cannot repair.
+    Scrub,
 }

@@ -31,6 +31,7 @@ use crate::messages::{
     Want,
 };
 use crate::node::Node;
+use crate::scrub;
 use crate::stack::{Around, Stack};
 use crate::timeline::Timeline;
 use network::Network;
@@ -366,6 +367,7 @@ impl Worker {
                     }
                     let mounted = stack.mounted().map(Path::to_owned);
                     self.watch_redundancy(&active);
+                    self.watch_scrub(&active);
                     self.view(|v| {
                         v.mounted = mounted;
                         v.clients = clients;
@@ -608,6 +610,15 @@ impl Worker {
                 self.event(EventKind::Redundant, "a replica can be lost again".into());
             }
             _ => {}
+        }
+    }
+
+    fn watch_scrub(&self, active: &ActiveReport) {
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = view.active.as_ref().and_then(|a| a.scrub.clone());
+        drop(view);
+        if let Some(text) = scrub::news(before.as_ref(), active.scrub.as_ref()) {
+            self.event(EventKind::Scrub, text);
         }
     }
 

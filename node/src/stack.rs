@@ -281,6 +281,7 @@ impl Stack {
             nfs: self.nfs.as_ref().map(nfs_counts),
             replacing: status.replacing,
             warnings: status.warnings,
+            scrub: status.scrub.map(Into::into),
             members: members.collect(),
         }
     }

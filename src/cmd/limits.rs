@@ -57,6 +57,12 @@ fn all() -> Limits {
             "operations in one atomic batch",
         ),
         limit(
+            "scrub.blocks",
+            u64::from(protocol::MAX_SCRUB_BLOCKS),
+            "blocks",
+            "one range that a scrub looks at",
+        ),
+        limit(
             "read.blocks",
             u64::from(protocol::MAX_READ_BLOCKS),
             "blocks",

@@ -20,6 +20,7 @@ mod proxmox;
 mod region;
 mod replica;
 mod role;
+mod scrub;
 mod serve;
 mod status;
 mod support;
@@ -97,6 +98,8 @@ pub enum Command {
     Replica(replica::ReplicaCmd),
     /// How fast out-of-date replicas catch up
     Resync(replica::ResyncArgs),
+    /// Read all copies of a volume, compare them, and repair what is bad
+    Scrub(scrub::ScrubArgs),
     /// Give up a node that is dead: others take its replicas
     Evict(evict::EvictArgs),
     /// Take back a node that was given up
@@ -162,6 +165,7 @@ pub fn run(command: Command, output: Format) -> Result<(), CliError> {
         Command::Driver(args) => driver::run(&args, output),
         Command::Replica(args) => replica::run(&args, output),
         Command::Resync(args) => replica::resync(&args, output),
+        Command::Scrub(args) => scrub::run(&args, output),
         Command::Evict(args) => evict::evict(&args, output),
         Command::Restore(args) => evict::restore(&args, output),
         Command::Client(args) => client::clients(&args, output),

@@ -221,6 +221,7 @@ fn volume_text(seen: &ClusterReport, volume: &str) -> String {
             for w in &a.warnings {
                 out.push_str(&format!("  WARNING: {w}\n"));
             }
+            out.push_str(&scrub_line(a));
             out.push_str(&members(a));
         }
         None => {
@@ -237,6 +238,27 @@ fn volume_text(seen: &ClusterReport, volume: &str) -> String {
         }
     }
     out
+}
+
+/// How far a scrub is, or what became of the last one.
+fn scrub_line(a: &ActiveReport) -> String {
+    let Some(s) = &a.scrub else {
+        return String::new();
+    };
+    if !s.running {
+        return format!("  scrub {} ago: {}\n", duration(s.ended_ms), s.outcome());
+    }
+    let permille = s.place.saturating_mul(1000) / s.size.max(1);
+    let rate = (s.looked >> 20).saturating_mul(1000) / s.elapsed_ms.max(1);
+    format!(
+        "  scrub: {}.{} % of the volume, {} MiB of each replica read, {rate} MiB/s, {} blocks had \
+         a bad copy, {} of them not repaired\n",
+        permille / 10,
+        permille % 10,
+        s.looked >> 20,
+        s.wrong_blocks,
+        s.left_blocks
+    )
 }
 
 fn members(a: &ActiveReport) -> String {

@@ -15,4 +15,5 @@ mod common;
 mod full;
 mod hang;
 mod rounds;
+mod scrub;
 mod world;

@@ -318,6 +318,11 @@ impl World {
         self.nodes[i].disk.as_ref().unwrap().control()
     }
 
+    /// Who lives there.
+    pub fn member(&self, i: usize) -> MemberId {
+        self.nodes[i].member
+    }
+
     /// A file of a region behind the failing disk's back.
     pub fn file(&self, i: usize, name: &str) -> PathBuf {
         let node = &self.nodes[i];

@@ -135,6 +135,10 @@ pub trait DiskFile: Send + Sync {
     /// As the operating system says.
     fn allocated(&self) -> io::Result<u64>;
 
+    /// Lets the system forget what it has in memory of a range, as far as it wants to, so that the
+    /// next read comes from the disk. Nothing that was written is lost by it.
+    fn forget_cached(&self, _at: u64, _bytes: u64) {}
+
     /// Writes one buffer.
     ///
     /// # Errors

@@ -259,6 +259,13 @@ impl DiskFile for RealFile {
         }
     }
 
+    fn forget_cached(&self, at: u64, bytes: u64) {
+        // Advice: a file system that does not take it reads from memory.
+        if let Some(bytes) = std::num::NonZeroU64::new(bytes) {
+            let _ = rustix::fs::fadvise(&self.file, at, Some(bytes), rustix::fs::Advice::DontNeed);
+        }
+    }
+
     fn allocated(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.blocks() * 512)
     }

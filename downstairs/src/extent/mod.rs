@@ -438,6 +438,15 @@ impl Extents {
             .map_err(file.fail("read"))
     }
 
+    /// Lets the system forget what it has in memory of blocks and of their metadata.
+    pub fn forget_cached(&self, file: &ExtentFile, first: u32, count: u32) {
+        let (g0, g1) = (first / GROUP, (first + count.max(1) - 1) / GROUP);
+        let groups = u64::from(g1 - g0 + 1) * META as u64;
+        file.file.forget_cached(self.layout.group_at(g0), groups);
+        let bytes = u64::from(count) * BLOCK_BYTES as u64;
+        file.file.forget_cached(self.layout.block_at(first), bytes);
+    }
+
     /// Writes the data of blocks; metadata is another matter.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use trivet_protocol::{BLOCK_BYTES, Block, Checksum};
+use trivet_protocol::{BLOCK_BYTES, Block};
 
 use crate::disk::RealDisk;
 use crate::error::{Result, StoreError};
@@ -67,18 +67,7 @@ fn for_each_chunk(
 
 /// Blocks of a chunk whose content does not match its checksum.
 fn mismatches(store: &Store, first: u64, got: &Blocks) -> Vec<u64> {
-    let volume = store.region().volume;
-    let contents = got
-        .data
-        .chunks_exact(BLOCK_BYTES)
-        .zip(&got.sums)
-        .zip(first..);
-    contents
-        .filter(|((data, sum), block)| {
-            !sum.is_unwritten() && Checksum::of(volume, Block(*block), data) != **sum
-        })
-        .map(|(_, block)| block)
-        .collect()
+    got.mismatches(store.region().volume, first)
 }
 
 fn host(action: &'static str, path: &Path) -> impl Fn(std::io::Error) -> StoreError {

@@ -25,11 +25,17 @@ impl Replica {
         if r.count == 0 || r.count > MAX_READ_BLOCKS {
             return Err(bad());
         }
+        let store = self.whole_store()?;
+        store.begin_read(Block(r.block), r.count).map_err(refusal)
+    }
+
+    /// The region, if its content is of one moment.
+    pub(super) fn whole_store(&mut self) -> Result<&Store, Refusal> {
         let store = self.store_mut()?;
         if store.mixed().is_some() || store.damaged() {
             return Err(Refusal::Unusable("its data is not of one moment".into()));
         }
-        store.begin_read(Block(r.block), r.count).map_err(refusal)
+        Ok(store)
     }
 
     /// A read was run; one that the log overtook meanwhile is run again here, under the lock.
@@ -89,6 +95,10 @@ impl Replica {
             }
             return;
         }
+        if let Request::Scrub { block, count, held } = request {
+            let range = (block, count, held);
+            return self.scrub_asked((conn, id), header.generation, range, out);
+        }
         let reply = self.answer(now, conn, header, request, out);
         let reply = reply.unwrap_or_else(Reply::Refused);
         self.reply(conn, id, &reply, out);
@@ -115,7 +125,7 @@ impl Replica {
         let (id, g, positions) = (header.seq, header.generation, (header.commit, header.trim));
         match request {
             Request::Hello { volume, member, .. } => self.hello(now, conn, volume, member),
-            Request::Attend { .. } | Request::BeginResync { .. } => {
+            Request::Attend { .. } | Request::BeginResync { .. } | Request::Scrub { .. } => {
                 Err(Refusal::BadRequest("out of place".into()))
             }
             Request::Status => self.welcome(now, conn).map(Reply::Welcome),

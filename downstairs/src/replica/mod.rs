@@ -12,6 +12,7 @@
 use std::cell::Cell;
 mod control;
 mod prepare;
+mod scrub;
 mod stream;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,7 +31,7 @@ use trivet_protocol::{
 use crate::checkpoint::{CheckpointJob, Step};
 use crate::error::{Result, StoreError};
 use crate::member::{Member, MemberState, Store as Keep};
-use crate::store::{Cursor, ReadJob, Reopen, Store, SyncJob, Synced};
+use crate::store::{Cursor, ReadJob, Reopen, ScrubJob, Store, SyncJob, Synced};
 use crate::witness::Witness;
 use prepare::Preparing;
 
@@ -58,6 +59,9 @@ pub enum Out {
     Send(ConnId, Frame),
     /// Run this read without the lock, then call [`Replica::read_done`].
     Read(ConnId, u64, ReadJob),
+    /// Run this look at the disk without the lock and off the connections' threads, then call
+    /// [`Replica::scrub_done`].
+    Scrub(ConnId, u64, ScrubJob),
     /// Close the connection; why, for the log.
     Close(ConnId, String),
 }
@@ -507,7 +511,8 @@ fn of_stream(frame: &Frame) -> bool {
                 | Request::BeginResync { .. }
                 | Request::FinishResync
                 | Request::Changed { .. }
-                | Request::Sums { .. })
+                | Request::Sums { .. }
+                | Request::Scrub { .. })
         ),
         _ => true,
     }

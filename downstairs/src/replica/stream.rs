@@ -195,13 +195,15 @@ impl Replica {
         let promise = self.member.state().promise;
         let mut tell = Vec::new();
         for (id, c) in &mut self.conns {
-            let Some(wanted) = c.sync_to else { continue };
-            if c.generation == promise {
+            // The question of one whose frames wait for room waits with them; and without the
+            // answer nothing would ever be committed, and moved out of the log to make room.
+            let waits = !c.parked.is_empty();
+            if c.generation == promise && (c.sync_to.is_some() || waits) {
                 tell.push(*id);
             }
-            if wanted <= upto {
+            if c.sync_to.is_some_and(|wanted| wanted <= upto) {
                 c.sync_to = None;
-            } else {
+            } else if c.sync_to.is_some() {
                 // More was asked for meanwhile.
                 self.sync_wanted = true;
             }

@@ -37,6 +37,7 @@ mod open;
 mod read;
 pub(crate) mod reserve;
 mod resync;
+mod scrub;
 mod sync;
 
 pub use open::{OpenReport, Reopen};
@@ -44,6 +45,7 @@ pub(crate) use read::span_sums;
 pub use read::{Blocks, ReadJob};
 use reserve::Reserve;
 pub use resync::{ChangedGroup, Cursor};
+pub use scrub::ScrubJob;
 pub use sync::{SyncJob, Synced};
 
 /// Fresh writes of at least this many blocks go straight to the extent files: 64 KiB.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use trivet_protocol::{BLOCK_BYTES, Block, Checksum};
+use trivet_protocol::{BLOCK_BYTES, Block, Checksum, VolumeId};
 
 use super::{Shared, Store};
 use crate::error::{Result, StoreError};
@@ -22,6 +22,18 @@ pub struct Blocks {
     pub data: Vec<u8>,
     /// One per block; [`Checksum::UNWRITTEN`] where nothing is written.
     pub sums: Vec<Checksum>,
+}
+
+impl Blocks {
+    /// The blocks, read from `first` on, whose content does not match the checksum kept for it.
+    /// What is unwritten has none.
+    pub fn mismatches(&self, volume: VolumeId, first: u64) -> Vec<u64> {
+        let contents = self.data.chunks_exact(BLOCK_BYTES).zip(&self.sums);
+        let wrong = contents.zip(first..).filter(|((data, sum), block)| {
+            !sum.is_unwritten() && Checksum::of(volume, Block(*block), data) != **sum
+        });
+        wrong.map(|(_, block)| block).collect()
+    }
 }
 
 /// A planned read.
@@ -99,12 +111,7 @@ impl Store {
     /// # Errors
     /// As [`Store::read`].
     pub fn checksums(&self, block: Block, count: u32) -> Result<Vec<Checksum>> {
-        let job = self.begin_read(block, count)?;
-        let mut sums = vec![Checksum::UNWRITTEN; count as usize];
-        for piece in &job.pieces {
-            job.sums(piece, &mut sums)?;
-        }
-        Ok(sums)
+        self.begin_read(block, count)?.kept_sums()
     }
 }
 
@@ -133,6 +140,68 @@ impl ReadJob {
             }
         }
         Ok(Blocks { data, sums })
+    }
+
+    /// The checksums kept for its blocks, without their data.
+    ///
+    /// # Errors
+    /// As [`ReadJob::run`].
+    pub fn kept_sums(&self) -> Result<Vec<Checksum>> {
+        let mut sums = vec![Checksum::UNWRITTEN; self.count as usize];
+        for piece in &self.pieces {
+            self.sums(piece, &mut sums)?;
+        }
+        Ok(sums)
+    }
+
+    /// The blocks whose content, as read, does not match their checksum.
+    pub fn mismatches(&self, read: &Blocks) -> Vec<u64> {
+        read.mismatches(self.shared.region.volume, self.block)
+    }
+
+    /// The part of `count` blocks from the `from`-th on; what lies beyond the end is left out.
+    pub(super) fn part(&self, from: u32, count: u32) -> ReadJob {
+        let first = self.block + u64::from(from).min(self.count);
+        let end = (first + u64::from(count)).min(self.block + self.count);
+        let clip = |piece: &Found| match *piece {
+            Found::Span(span) => span.clip(first, end).map(Found::Span),
+            Found::Below(b, n) => {
+                let (b, e) = (b.max(first), (b + n).min(end));
+                (b < e).then(|| Found::Below(b, e - b))
+            }
+        };
+        ReadJob {
+            shared: Arc::clone(&self.shared),
+            block: first,
+            count: end - first,
+            pieces: self.pieces.iter().filter_map(clip).collect(),
+            ..*self
+        }
+    }
+
+    /// Whether another plan finds the same things in the same places.
+    pub(super) fn same_plan(&self, other: &ReadJob) -> bool {
+        (self.block, self.count) == (other.block, other.count) && self.pieces == other.pieces
+    }
+
+    /// Lets the system forget what it has in memory of the extent files' part, so that it is read
+    /// from the disk. What is in the log was written lately and is about to move.
+    pub(super) fn forget_cached(&self) {
+        let extents = &self.shared.extents;
+        for piece in &self.pieces {
+            let (first, n) = match *piece {
+                Found::Below(first, n) => (first, n),
+                Found::Span(s) if matches!(s.what, What::Direct { .. }) => (s.block, s.count),
+                Found::Span(_) => continue,
+            };
+            // Whether it helps shows in the reading; an error here is one there.
+            let _ = extents.split(first, n, |no, at, n, _| {
+                if let Some(file) = extents.get(no)? {
+                    extents.forget_cached(&file, at, n);
+                }
+                Ok(())
+            });
+        }
     }
 
     fn range(&self, first: u64, n: u64) -> std::ops::Range<usize> {

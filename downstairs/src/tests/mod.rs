@@ -5,4 +5,5 @@ mod damage;
 mod offline;
 mod random;
 mod resync;
+mod scrub;
 mod space;

@@ -87,6 +87,7 @@ fn status(record: &Record, down: &[&str]) -> Status {
         failures_tolerated: 1,
         diskless: false,
         replacing: None,
+        scrub: None,
         warnings: Vec::new(),
     }
 }

@@ -236,6 +236,32 @@ fn members(page: &mut Page, report: &Report) {
             page.sample("member_up", &labels, u8::from(m.up));
         }
     }
+    type Pick = fn(&crate::messages::ScrubReport) -> u64;
+    let families: [(&str, &str, Pick); 4] = [
+        ("scrub_running", "1 while a scrub goes on.", |s| {
+            u64::from(s.running)
+        }),
+        (
+            "scrub_looked_bytes",
+            "Bytes of each replica that the present or last scrub has read.",
+            |s| s.looked,
+        ),
+        (
+            "scrub_wrong_blocks",
+            "Blocks of which it found a bad copy.",
+            |s| s.wrong_blocks,
+        ),
+        (
+            "scrub_left_blocks",
+            "Blocks with a bad copy that it could not repair.",
+            |s| s.left_blocks,
+        ),
+    ];
+    for (name, help, pick) in families {
+        page.of_volumes(name, help, report, |v| {
+            Some(pick(v.active.as_ref()?.scrub.as_ref()?))
+        });
+    }
     page.family(
         "member_resync_left_bytes",
         "gauge",

@@ -34,11 +34,15 @@ pub enum Break {
     ReadAfterLease,
     /// A discard is punched late, over blocks written since.
     DiscardPunchedLate,
+    /// A scrub takes the first copy for the right one, not what most replicas hold.
+    ScrubBelievesAnybody,
+    /// What a replica found in a range counts although the range changed meanwhile.
+    OvertakenLookCounts,
 }
 
 impl Break {
     /// All of them, with the names used on the command line.
-    pub const ALL: [(Break, &'static str); 14] = [
+    pub const ALL: [(Break, &'static str); 16] = [
         (Break::SyncSkipped, "sync-skipped"),
         (Break::OldGenerationAccepted, "old-generation-accepted"),
         (Break::EqualGenerationAccepted, "equal-generation-accepted"),
@@ -53,6 +57,8 @@ impl Break {
         (Break::UncommittedCheckpointed, "uncommitted-checkpointed"),
         (Break::ReadAfterLease, "read-after-lease"),
         (Break::DiscardPunchedLate, "discard-punched-late"),
+        (Break::ScrubBelievesAnybody, "scrub-believes-anybody"),
+        (Break::OvertakenLookCounts, "overtaken-look-counts"),
     ];
 }
 

@@ -10,6 +10,8 @@ pub const MAX_BATCH_OPS: usize = 512;
 pub const MAX_VOLUME_BLOCKS: u64 = 1 << 38;
 /// Blocks in one read request, at most (1 MiB).
 pub const MAX_READ_BLOCKS: u32 = 256;
+/// Blocks that a replica checks in one go for a scrub, at most (1 MiB).
+pub const MAX_SCRUB_BLOCKS: u32 = 256;
 /// Bytes of a frame's control part, at most.
 pub const MAX_FRAME_META: usize = 1 << 20;
 /// Bytes of a frame's data part, at most.

@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::checksum::Checksum;
 use crate::ids::{Generation, GenerationTable, MemberId, Millis, Position, Seq, VolumeId};
+pub use crate::limits::MAX_SCRUB_BLOCKS;
 use crate::limits::{LEASE_RANGE_MS, MAX_FRAME_META, MAX_GENERATION, MAX_NAME, MAX_SEQ};
 use crate::record::{MemberKind, Record};
 
@@ -87,6 +88,16 @@ pub enum Request {
         /// The member that should be there.
         member: Option<MemberId>,
     },
+    /// Read a range from the disk and check it against its checksums, as it is at this place of
+    /// the stream. Answered with [`Reply::Scrubbed`].
+    Scrub {
+        /// First block.
+        block: u64,
+        /// Number of blocks, at most [`MAX_SCRUB_BLOCKS`].
+        count: u32,
+        /// Let nothing be written meanwhile, so that it cannot be [`Scrubbed::Overtaken`].
+        held: bool,
+    },
 }
 
 /// From a member to the upstairs.
@@ -121,6 +132,31 @@ pub enum Reply {
     Sums(Vec<Checksum>),
     /// Refused.
     Refused(Refusal),
+    /// What a range was found to be.
+    Scrubbed(Scrubbed),
+}
+
+/// See [`Request::Scrub`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scrubbed {
+    /// Something in the range was written, or moved out of the log, while it was read: ask again.
+    Overtaken,
+    /// It was read.
+    Read {
+        /// The checksums that are kept, in block order.
+        sums: Vec<Checksum>,
+        /// Blocks that are not as they should be: offset in the range, ascending.
+        bad: Vec<(u32, Bad)>,
+    },
+}
+
+/// What is wrong with a replica's copy of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Bad {
+    /// The content cannot be read, or does not match the checksum that is kept.
+    Content,
+    /// The checksum that is kept cannot be read or is damaged; the one in `sums` means nothing.
+    Checksum,
 }
 
 /// How sure a member is of its log's end (design section 5).

@@ -19,6 +19,7 @@
 //! matters is on the members.
 
 mod activate;
+mod allowance;
 mod change;
 mod history;
 mod lease;
@@ -30,6 +31,7 @@ mod reads;
 mod reign;
 mod resync;
 mod scarce;
+mod scrub;
 mod status;
 mod stream;
 mod types;
@@ -47,6 +49,7 @@ pub use history::{OutFrame, Prepared};
 pub use links::MAX_LINKS;
 pub use peer::LinkId;
 pub use resync::ResyncStatus;
+pub use scrub::{Finding, MAX_FINDINGS, Matter, ScrubStatus};
 pub use status::{MemberStatus, Status};
 pub use types::*;
 
@@ -58,6 +61,7 @@ use pace::Pace;
 use peer::Peer;
 use reads::Reads;
 use scarce::{Room, Scarce};
+use scrub::Scrub;
 
 /// Life of an upstairs. Transitions go through [`Upstairs::enter`]:
 /// Idle → Asking ⇄ Waiting, Asking → Claiming → Leveling → Settling → Active; Claiming and
@@ -91,6 +95,7 @@ pub struct Upstairs {
     flushes: BTreeMap<Seq, Vec<WaitId>>,
     reads: Reads,
     scarce: Scarce,
+    scrub: Option<Scrub>,
     pace: Pace,
     next_request: u64,
     asked: BTreeMap<u64, Asked>,
@@ -136,6 +141,9 @@ enum Ask {
     SumsAtTarget(u64),
     /// Which blocks are written: see [`scarce`].
     Written,
+    /// What is to be looked at, and a job's range: see [`scrub`].
+    ScrubList,
+    Scrub(u64),
 }
 
 impl Upstairs {
@@ -158,6 +166,7 @@ impl Upstairs {
             flushes: BTreeMap::new(),
             reads: Reads::default(),
             scarce: Scarce::default(),
+            scrub: None,
             pace,
             next_request: 1,
             asked: BTreeMap::new(),
@@ -452,6 +461,7 @@ impl Upstairs {
         self.peer_mut(link).closing = false;
         self.scarce.link_lost(link);
         self.resync_link_lost(now, link);
+        self.scrub_link_lost(now, link);
         self.reads_link_lost(now, link);
         self.activation_link_lost(now, link);
     }
@@ -522,6 +532,10 @@ impl Upstairs {
                 Ask::FinishResync => self.on_resync_finished(now, link),
                 _ => {}
             },
+            Reply::Changed { ranges, next } if asked.what == Ask::ScrubList => {
+                self.on_scrub_list(now, link, &ranges, next);
+            }
+            Reply::Scrubbed(found) => self.on_scrubbed(now, link, &asked.what, found),
             Reply::Changed { ranges, next } => {
                 self.on_changed(now, link, &asked.what, ranges, next);
             }
@@ -558,6 +572,7 @@ impl Upstairs {
         {
             return;
         }
+        self.scrub_refused(now, link, &what);
         match (&refusal, &self.phase) {
             (Refusal::Fenced { promise, holder }, Phase::Active)
                 if promise.number > self.generation.number
@@ -591,6 +606,8 @@ impl Upstairs {
                 | Ask::ChangedAtTarget
                 | Ask::SumsAtSource(..)
                 | Ask::SumsAtTarget(_) => self.resync_failed(link, refusal.to_string()),
+                // It is not looked at; what reads and writes is another matter.
+                Ask::ScrubList | Ask::Scrub(_) => {}
                 _ => self.refuse_link(link, refusal.to_string()),
             },
         }
@@ -606,6 +623,7 @@ impl Upstairs {
             self.tick_membership(now);
             self.tick_reads(now);
             self.tick_resync(now);
+            self.tick_scrub(now);
             self.tick_reign(now);
             self.offer_room(now);
         }

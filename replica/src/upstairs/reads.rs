@@ -32,6 +32,8 @@ enum Reader {
     Caller(WaitId),
     /// A job of the resync of this replica.
     Copy(LinkId, u64),
+    /// A repair of the scrub.
+    Scrub(u64),
     /// One block of a read that had to be split, since no replica has all of it well.
     Part(u64, usize),
 }
@@ -74,7 +76,7 @@ impl Reads {
             .chain(all.parked);
         let callers = wanted.filter_map(|w| match w.reader {
             Reader::Caller(wait) => Some(wait),
-            Reader::Copy(..) | Reader::Part(..) => None,
+            Reader::Copy(..) | Reader::Scrub(_) | Reader::Part(..) => None,
         });
         callers
             .chain(all.splits.into_values().map(|s| s.wait))
@@ -122,6 +124,25 @@ impl Upstairs {
                 since: now,
             },
         );
+    }
+
+    /// Reads blocks for a repair of the scrub. Who has `tried` is not asked, and whose copy is said
+    /// to be bad there gets a good one.
+    pub(super) fn read_for_scrub(
+        &mut self,
+        now: Now,
+        repair: u64,
+        (block, count): (Block, u32),
+        tried: Vec<(LinkId, bool)>,
+    ) {
+        let wanted = Wanted {
+            reader: Reader::Scrub(repair),
+            block,
+            count,
+            tried,
+            since: now,
+        };
+        self.start_read(now, wanted);
     }
 
     pub(super) fn readable(&self, link: LinkId) -> bool {
@@ -233,6 +254,8 @@ impl Upstairs {
                 }
                 return;
             }
+            // It shows when the blocks are looked at again whether that did any good.
+            Reader::Scrub(id) => return self.scrub_repaired(id),
             Reader::Part(id, index) => (id, index),
         };
         let Some(split) = self.reads.splits.get_mut(&id) else {
@@ -347,7 +370,9 @@ impl Upstairs {
             return;
         }
         self.send_copy(to, block, &good.sums, &good.data);
-        if let Some(member) = self.peer(to).member {
+        // A scrub tells of its repairs itself, in one sum.
+        let tells = !matches!(op.wanted.reader, Reader::Scrub(_));
+        if let (true, Some(member)) = (tells, self.peer(to).member) {
             self.notice(Notice::Repaired {
                 member,
                 block: block.0,

@@ -22,6 +22,7 @@ use bytes::Bytes;
 use trivet_protocol::message::{DataState, Request, Tail};
 use trivet_protocol::{BLOCK_BYTES, Block, Checksum, MemberKind, Now, Seq};
 
+use super::allowance::Allowance;
 use super::peer::Stream;
 use super::{Ask, LinkId, Notice, Upstairs, Verify};
 
@@ -59,10 +60,8 @@ pub struct Resync {
     stage: Stage,
     ranges: VecDeque<(u64, u32)>,
     jobs: BTreeMap<u64, Job>,
-    /// Bytes that may still be copied now, and when that was last reckoned. Below zero by what jobs
-    /// under way copied beyond it, which is made up for before the next one.
-    allowance: i64,
-    reckoned: Now,
+    /// For what is copied.
+    allowance: Allowance,
     listed: u64,
     compared: u64,
     copied: u64,
@@ -144,8 +143,7 @@ impl Upstairs {
             stage: Stage::Beginning,
             ranges: VecDeque::new(),
             jobs: BTreeMap::new(),
-            allowance: 0,
-            reckoned: now,
+            allowance: Allowance::from(now),
             listed: 0,
             compared: 0,
             copied: 0,
@@ -274,7 +272,7 @@ impl Upstairs {
                 self.ask(now, link, Ask::FinishResync, &Request::FinishResync);
                 return;
             }
-            if r.stage == Stage::Beginning || r.in_work() >= window || r.allowance <= 0 {
+            if r.stage == Stage::Beginning || r.in_work() >= window || !r.allowance.is_left() {
                 return;
             }
             let Some((block, count)) = r.ranges.pop_front() else {
@@ -365,7 +363,7 @@ impl Upstairs {
         self.send_copy(link, block, &v.sums, &v.data);
         if let Some(r) = self.resync_mut(link) {
             r.copied += v.data.len() as u64;
-            r.allowance = r.allowance.saturating_sub_unsigned(v.data.len() as u64);
+            r.allowance.spend(v.data.len() as u64);
         }
         self.job_progress(now, link, id);
     }
@@ -452,15 +450,8 @@ impl Upstairs {
         let rate = self.config.limits.resync_rate.max(1);
         for link in self.links() {
             if let Some(r) = self.resync_mut(link) {
-                let micros = now.since(r.reckoned).as_micros().min(1_000_000) as u64;
-                let earned = rate.saturating_mul(micros) / 1_000_000;
-                if earned > 0 {
-                    // At most 100 ms worth is saved up, and never less than one job.
-                    let most = (rate / 10).max(u64::from(JOB_BLOCKS) * BLOCK_BYTES as u64);
-                    let most = i64::try_from(most).unwrap_or(i64::MAX);
-                    r.allowance = r.allowance.saturating_add_unsigned(earned).min(most);
-                    r.reckoned = now;
-                }
+                r.allowance
+                    .earn(now, rate, u64::from(JOB_BLOCKS) * BLOCK_BYTES as u64);
                 self.drive_resync(now, link);
             } else {
                 self.consider_resync(now, link);

@@ -3,7 +3,7 @@
 use trivet_protocol::message::DataState;
 use trivet_protocol::{MemberId, MemberKind, Millis, Now, Seq};
 
-use super::{LinkId, Phase, ResyncStatus, Upstairs};
+use super::{LinkId, Phase, ResyncStatus, ScrubStatus, Upstairs};
 
 /// One member, as the active upstairs sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub struct Status {
     pub diskless: bool,
     /// Who is being replaced by whom.
     pub replacing: Option<(MemberId, MemberId)>,
+    /// The scrub of this reign that goes on, or the one that ended last.
+    pub scrub: Option<ScrubStatus>,
     /// What people must know without asking: one line each.
     pub warnings: Vec<String>,
 }
@@ -113,6 +115,7 @@ impl Upstairs {
             failures_tolerated: alive.saturating_sub(least).min(by_votes),
             diskless: self.config.local.is_none(),
             replacing: self.replacing,
+            scrub: self.scrub_status(now),
             warnings: self.warnings(now),
             members,
         }

@@ -224,6 +224,15 @@ pub enum Notice {
         link: LinkId,
         why: String,
     },
+    ScrubStarted,
+    ScrubFound(super::Finding),
+    ScrubDone {
+        stopped: bool,
+        looked: u64,
+        wrong: u64,
+        repaired: u64,
+        left: u64,
+    },
 }
 
 /// What became of a submission.

@@ -41,6 +41,10 @@ impl Coverage {
             Notice::NewReign { .. } => "new reigns",
             Notice::SingleCopy => "single copies",
             Notice::LinkRefused { .. } => "links refused",
+            Notice::ScrubStarted => "scrubs begun",
+            Notice::ScrubFound(_) => "finds of a scrub",
+            Notice::ScrubDone { repaired: 1.., .. } => "scrubs that repaired",
+            Notice::ScrubDone { .. } => "scrubs that found nothing",
         });
     }
 

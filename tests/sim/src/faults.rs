@@ -62,6 +62,7 @@ impl World {
                     name = "state";
                 }
                 self.say(|| format!("node {node}: the next {action} on {name} fails"));
+                self.reads_failed |= action == "read";
                 self.nodes[node].disk.fail_next(action, name);
             }
             16 => {

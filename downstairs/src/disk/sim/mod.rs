@@ -315,6 +315,21 @@ impl SimDisk {
         (s.boot, s.bytes_written) = (boot, written);
     }
 
+    /// Makes a range of a file what it was in the copy, as if what was written there since had been
+    /// acknowledged and lost. Returns false if there is no such file now or was none then.
+    pub fn roll_back(&self, then: &Snapshot, name: &str, from: u64, to: u64) -> bool {
+        let mut s = self.lock();
+        let old = then.0.names.get(name).and_then(|i| then.0.inodes.get(i));
+        let now = s.names.get(name).copied();
+        let (Some(old), Some(now)) = (old, now.and_then(|i| s.inodes.get_mut(&i))) else {
+            return false;
+        };
+        let mut bytes = vec![0; to.min(now.size).saturating_sub(from) as usize];
+        old.read(from, &mut bytes);
+        now.write_parts(from, &[IoSlice::new(&bytes)]);
+        true
+    }
+
     /// Bytes written so far by all files.
     pub fn bytes_written(&self) -> u64 {
         self.lock().bytes_written

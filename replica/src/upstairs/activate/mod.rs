@@ -141,6 +141,7 @@ impl Upstairs {
         // Members that accepted this attempt need not be waited out by the next one.
         self.release_claims(now);
         self.end_resyncs();
+        self.pause_scrub();
         self.pending = None;
         self.kept = self.record.take().or(self.kept.take());
         if let Some(step) = self.step() {

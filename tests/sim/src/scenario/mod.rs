@@ -17,6 +17,7 @@ mod copies;
 mod disk;
 mod lease;
 mod records;
+mod scrub;
 mod stage;
 
 use trivet_protocol::breaks::Break;
@@ -69,7 +70,7 @@ pub struct Kind {
 }
 
 /// All of them.
-pub static ALL: [Kind; 14] = [
+pub static ALL: [Kind; 16] = [
     claims::LATE_CLAIM,
     claims::RETURNING_HOLDER,
     claims::STALE_ASK,
@@ -84,6 +85,8 @@ pub static ALL: [Kind; 14] = [
     disk::POWER_CUT,
     disk::UNCOMMITTED_MOVED,
     disk::DISCARD_THEN_WRITE,
+    scrub::LOST_EXTENT_WRITES,
+    scrub::SCRUB_UNDER_WRITES,
 ];
 
 /// The story with this name.

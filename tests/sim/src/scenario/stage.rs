@@ -41,6 +41,8 @@ pub struct Stage {
     down: Vec<usize>,
     /// Clients on these upstairs do nothing by themselves.
     quiet: Vec<usize>,
+    /// This node reads slowly what a scrub wants to know.
+    slow_looks: Option<usize>,
 }
 
 impl Stage {
@@ -60,6 +62,11 @@ impl Stage {
     /// Whether a sync may end there now.
     pub fn may_pass(&mut self, node: usize) -> bool {
         !self.is_frozen(node) || self.pass.take_if(|n| *n == node).is_some()
+    }
+
+    /// It takes its time over what a scrub wants to know.
+    pub fn is_slow_to_look(&self, node: usize) -> bool {
+        self.slow_looks == Some(node)
     }
 
     /// It stays down.
@@ -86,6 +93,7 @@ impl Stage {
         self.holds.clear();
         self.frozen.clear();
         self.quiet.clear();
+        self.slow_looks = None;
     }
 }
 
@@ -149,6 +157,19 @@ impl World {
         store.map_or(0, |s| s.durable().seq.0)
     }
 
+    /// The place up to which this node's log was moved to its extents.
+    pub(super) fn moved_to(&self, node: usize) -> u64 {
+        let store = self.nodes[node].replica.as_ref().and_then(|r| r.store());
+        store.map_or(0, |s| s.checkpointed().seq.0)
+    }
+
+    /// A story's own demand.
+    pub(super) fn expect(&mut self, holds: bool, why: impl FnOnce() -> String) {
+        if !holds {
+            self.check(Err(why()));
+        }
+    }
+
     /// The record that this node keeps.
     pub(super) fn record_at(&self, node: usize) -> Option<&Record> {
         let replica = self.nodes[node].replica.as_ref()?;
@@ -198,6 +219,10 @@ impl World {
 
     pub(super) fn quiet(&mut self, up: usize) {
         self.stage.quiet.push(up);
+    }
+
+    pub(super) fn slow_looks(&mut self, node: usize) {
+        self.stage.slow_looks = Some(node);
     }
 
     pub(super) fn wake_client(&mut self, up: usize) {

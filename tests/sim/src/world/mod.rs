@@ -5,6 +5,7 @@ mod changes;
 mod client;
 mod net;
 mod nodes;
+mod scrub;
 mod ups;
 
 use std::collections::{BTreeMap, BinaryHeap};
@@ -17,7 +18,7 @@ use trivet_downstairs::disk::Disk;
 use trivet_downstairs::disk::sim::{Rng, SimDisk, Snapshot};
 use trivet_downstairs::member::MemberState;
 use trivet_downstairs::replica::{ConnId, Out, Replica};
-use trivet_downstairs::store::{ReadJob, SyncJob, Synced};
+use trivet_downstairs::store::{ReadJob, ScrubJob, SyncJob, Synced};
 use trivet_downstairs::{Region, Store, StoreError, Witness};
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::entry::BatchOp;
@@ -38,6 +39,8 @@ use crate::{Options, Outcome};
 
 /// Blocks in the volume.
 pub const BLOCKS: u64 = 160;
+/// Blocks of an extent file.
+pub const EXTENT_BLOCKS: u32 = 64;
 const LOG_BYTES: u64 = 512 * 1024;
 pub const MS: u64 = 1_000_000;
 /// Faults happen until then; afterwards everything must heal.
@@ -143,6 +146,8 @@ pub enum Event {
     EndAtNode(u64),
     SyncDone(usize, u64),
     ReadDone(usize, u64, ConnId, u64, Box<ReadJob>),
+    ScrubDone(usize, u64, ConnId, u64, Box<ScrubJob>),
+    Scrub(usize, u64),
     Checkpoint(usize, u64),
     Client(usize, u64),
     Promote(usize),
@@ -198,6 +203,10 @@ pub struct World {
     pub harmed: bool,
     /// The victim cannot come back under its old identity.
     pub gone_for_good: bool,
+    /// Some read of a disk failed.
+    pub reads_failed: bool,
+    /// Who began the last scrub.
+    scrubbed_by: Option<(usize, u64)>,
     pub healing: bool,
     /// Faults happen until then.
     pub faults_end: u64,
@@ -293,6 +302,8 @@ impl World {
             victim,
             harmed: false,
             gone_for_good: false,
+            reads_failed: false,
+            scrubbed_by: None,
             healing: false,
             faults_end: FAULTS_END,
             settle: 3_000 * MS,
@@ -330,7 +341,7 @@ impl World {
         self.at(self.time + nanos, event);
     }
 
-    fn check(&mut self, result: Result<(), String>) {
+    pub fn check(&mut self, result: Result<(), String>) {
         if let Err(why) = result {
             self.say(|| format!("VIOLATION {why}"));
             self.violation.get_or_insert(why);
@@ -379,20 +390,23 @@ impl World {
             if self.events > MAX_EVENTS {
                 return Err(format!("liveness: {MAX_EVENTS} events and no end"));
             }
-            if self.time >= self.faults_end + PATIENCE || (self.healing && self.is_well()) {
+            let well = self.healing && self.is_well();
+            if self.time >= self.faults_end + PATIENCE || (well && self.last_scrub()) {
                 break;
             }
         }
         self.finish()
     }
 
+    /// Who serves.
+    fn active(&self) -> Option<usize> {
+        let serves = |u: &Up| u.core.as_ref().is_some_and(Upstairs::is_active);
+        self.ups.iter().position(serves)
+    }
+
     fn is_well(&self) -> bool {
-        let Some(core) = self
-            .ups
-            .iter()
-            .filter_map(|u| u.core.as_ref())
-            .find(|c| c.is_active())
-        else {
+        let core = self.active().and_then(|up| self.ups[up].core.as_ref());
+        let Some(core) = core else {
             return false;
         };
         let whole = |r: &Record| r.replicas().filter(|m| self.can_be_whole(m.id)).count();
@@ -420,6 +434,14 @@ impl World {
             Event::SyncDone(node, boot) => self.sync_done(node, boot),
             Event::ReadDone(node, boot, conn, id, job) => {
                 self.read_done(node, boot, conn, id, job);
+            }
+            Event::ScrubDone(node, boot, conn, id, job) => {
+                self.scrub_done(node, boot, conn, id, job);
+            }
+            Event::Scrub(up, inc) => {
+                if self.ups[up].incarnation == inc {
+                    self.scrub(up);
+                }
             }
             Event::Checkpoint(node, boot) => self.checkpoint_step(node, boot),
             Event::Client(up, inc) => self.client(up, inc),
@@ -462,11 +484,7 @@ impl World {
     fn finish(mut self) -> Result<Outcome, String> {
         let seed = self.seed;
         let fail = |why: String| Err(format!("{why}\n  at the end of seed {seed}"));
-        let Some(up) = self
-            .ups
-            .iter()
-            .position(|u| u.core.as_ref().is_some_and(Upstairs::is_active))
-        else {
+        let Some(up) = self.active() else {
             self.describe_nodes();
             return fail("liveness: nobody is active although everything was healed".into());
         };
@@ -476,7 +494,11 @@ impl World {
             let status = core.map(|c| c.status(self.ups[up].clock.now(self.time)));
             return fail(format!("liveness: not redundant again: {status:#?}"));
         }
-        // Every replica in sync holds, block by block, what the history says (scrub).
+        if let Err(why) = self.last_scrub_is_good(up) {
+            return fail(why);
+        }
+        // Every replica in sync holds, block by block, what the history says; also where it had
+        // been harmed, after the scrub.
         let Some(core) = &self.ups[up].core else {
             return fail("gone".into());
         };
@@ -490,12 +512,6 @@ impl World {
             let Some(store) = self.nodes[i].replica.as_ref().and_then(Replica::store) else {
                 return fail(format!("node {i} is in sync and not running"));
             };
-            // What harm left in old content, reads find by its checksums; whoever came in its place
-            // is new.
-            let replaced = self.nodes[i].id.bytes()[0] >= 0x80;
-            if self.harmed && i == self.victim && !replaced {
-                continue;
-            }
             for (block, tag) in content.iter().enumerate() {
                 let read = store
                     .read(Block(block as u64), 1)
@@ -577,7 +593,7 @@ fn create(disk: &SimDisk, id: MemberId, kind: MemberKind, record: &Record) {
         return;
     }
     let mut region = Region::new(record.volume, id, record.blocks);
-    region.extent_blocks = 64;
+    region.extent_blocks = EXTENT_BLOCKS;
     region.log_bytes = LOG_BYTES;
     Store::create(&dir, &region).expect("a fresh simulated disk takes a region");
     let (mut store, _) =

@@ -122,6 +122,14 @@ impl World {
                     let nanos = 20_000 + self.rng.below(MS);
                     self.after(nanos, Event::ReadDone(node, boot, conn, id, Box::new(job)));
                 }
+                Out::Scrub(conn, id, job) => {
+                    let most = match self.stage.is_slow_to_look(node) {
+                        true => 1_000 * MS,
+                        false => MS,
+                    };
+                    let nanos = 20_000 + self.rng.below(most);
+                    self.after(nanos, Event::ScrubDone(node, boot, conn, id, Box::new(job)));
+                }
                 Out::Close(conn, why) => {
                     self.say(|| format!("node {node} closes a connection: {why}"));
                     self.break_conn(conn.0);

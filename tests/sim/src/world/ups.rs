@@ -145,7 +145,10 @@ impl World {
                 let text = format!("{result:?}");
                 self.say(|| format!("up {up}: {text}"));
                 match result {
-                    Ok(_) => self.activated(up, generation),
+                    Ok(_) => {
+                        self.activated(up, generation);
+                        self.scrub_later(up);
+                    }
                     Err(_) => {
                         self.count("claims refused");
                         self.gone(up);
@@ -155,6 +158,9 @@ impl World {
             Effect::Notice(n) => {
                 self.say(|| format!("up {up}: {n:?}"));
                 self.coverage.noticed(&n);
+                if let trivet_replica::upstairs::Notice::ScrubFound(finding) = &n {
+                    self.found_by_scrub(finding);
+                }
                 if matches!(n, trivet_replica::upstairs::Notice::Deposed { .. }) {
                     self.gone(up);
                 }

@@ -407,6 +407,79 @@ fn replicas_move_come_and_go_while_a_client_writes() {
     cluster.refused(&again, 1, "no node keeps");
 }
 
+/// Changes a byte in each of the first few blocks that hold something, in the extent files of a
+/// node, while its daemon has them open.
+fn rot(pool: &std::path::Path) -> u64 {
+    use std::os::unix::fs::FileExt;
+    let dirs = |of: &std::path::Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(of).unwrap().map(|e| e.unwrap().path());
+        entries.filter(|p| p.is_dir()).collect()
+    };
+    let region = &dirs(&dirs(pool)[0])[0];
+    let mut rotten = 0;
+    for entry in std::fs::read_dir(region.join("e")).unwrap() {
+        let path = entry.unwrap().path();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        let content = std::fs::read(&path).unwrap();
+        // Behind the metadata, which is less than a MiB.
+        for at in (1 << 20..content.len()).step_by(4096) {
+            if rotten < 5 && content[at] != 0 {
+                file.write_all_at(&[!content[at]], at as u64).unwrap();
+                rotten += 1;
+            }
+        }
+    }
+    rotten
+}
+
+#[test]
+fn a_scrub_finds_what_rots_while_a_client_writes() {
+    let cluster = Cluster::start(FOUR);
+    cluster.ok(&[
+        "volume", "create", "vms", "--size", "1G", "--nodes", "a,b,c",
+    ]);
+    cluster.ok(&["wait", "vms", "--for", "redundant", "--timeout", "60"]);
+    cluster.refused(&["scrub", "nothing"], 1, "no volume");
+    cluster.refused(&["scrub", "vms", "--rate", "0"], 2, "never end");
+    cluster.refused(&["scrub", "vms", "--stop"], 1, "no scrub of it goes on");
+    let mut client = cluster.client();
+    let mut file = Written::new(&mut client);
+    // More than half of what a log holds, so that some of it is in the extent files.
+    file.more(&mut client, 300);
+    let said = cluster.ok(&["scrub", "vms", "--rate", "1G"]);
+    assert!(said.contains("all copies are good and alike"), "{said}");
+
+    // What rots on a disk is found, repaired, and told; the client goes on.
+    assert_eq!(rot(&cluster.pool(1)), 5);
+    cluster.ok(&["scrub", "vms", "--rate", "1M", "--detach"]);
+    let text = String::from_utf8(cluster.trivet(&["status"]).stdout).unwrap();
+    assert!(text.contains("% of the volume"), "{text}");
+    file.more(&mut client, 10);
+    let said = cluster.ok(&["scrub", "vms", "--rate", "1G"]);
+    assert!(said.contains("had a bad copy, all repaired"), "{said}");
+    assert!(said.contains("or cannot be read, on b"), "{said}");
+    let said = cluster.ok(&["scrub", "vms", "--rate", "1G", "-o", "json"]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["wrong_blocks"], 0, "{said}");
+    assert!(said["looked"].as_u64() > Some(1 << 20), "{said}");
+    file.check(&mut client);
+    let events = cluster.ok(&["event", "list"]);
+    assert!(
+        events.contains("blocks had a bad copy, all repaired"),
+        "{events}"
+    );
+    let wrong = "trivet_scrub_wrong_blocks{volume=\"vms\"}";
+    wait_for("the page tells", || {
+        (0..3).any(|i| cluster.sample(i, wrong) == Some(0.0))
+    });
+
+    // One that takes long is ended.
+    cluster.ok(&["scrub", "vms", "--rate", "4K", "--detach"]);
+    let said = cluster.ok(&["scrub", "vms", "--stop"]);
+    assert!(said.contains("stopped"), "{said}");
+    cluster.refused(&["scrub", "vms", "--stop"], 1, "no scrub of it goes on");
+}
+
 #[test]
 fn a_dead_node_is_given_up_and_taken_back() {
     let mut cluster = Cluster::start(FOUR);

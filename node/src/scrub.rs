@@ -156,7 +156,9 @@ pub(crate) fn scrub(node: &Arc<Node>, volume: &str, what: ScrubAsk) -> Result<An
         }
         ScrubAsk::Stop => {
             if !upstairs.with(|u, now| u.stop_scrub(now)) {
-                return Err(refused("no scrub of it goes on".into()));
+                return Err(refused(
+                    "no scrub of it goes on; `trivet scrub` begins one".into(),
+                ));
             }
         }
     }

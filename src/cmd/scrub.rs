@@ -151,6 +151,7 @@ fn alone(dir: &Path, rate: u64, format: Format) -> Result<(), CliError> {
         if let Some(why) = &status.stopped {
             return Err(CliError::failed(format_args!("the volume was lost: {why}")));
         }
+        // Nothing tells of its progress: it is asked for.
         std::thread::sleep(LOOK);
     };
     bar.finish_and_clear();
@@ -182,7 +183,7 @@ fn finish(
         0 => Ok(()),
         left => Err(
             CliError::failed(format_args!("{left} blocks have a bad copy that stays"))
-                .hint("docs/guides/what-to-do.md, \"a scrub leaves bad copies\""),
+                .hint("docs/guides/what-to-do-when.md, \"A scrub leaves bad copies\""),
         ),
     }
 }

@@ -33,8 +33,9 @@ impl Store {
 }
 
 impl ScrubJob {
-    /// Reads and checks, from the disk where that can be had. What cannot be read is halved until it is known which blocks it is: a
-    /// failing disk is asked for each bad block a few times, not for all blocks one by one.
+    /// Reads and checks, from the disk where that can be had. What cannot be read is halved until
+    /// it is known which blocks it is: a failing disk is asked for each bad block a few times, not
+    /// for all blocks one by one.
     pub fn run(&self) -> Scrubbed {
         self.0.forget_cached();
         self.run_as_it_is()

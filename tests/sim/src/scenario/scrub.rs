@@ -56,8 +56,8 @@ fn lost_extent_writes(s: &mut Story, w: &mut World) -> Flow {
 
 /// *A range that changed while it was read says nothing.*
 ///
-/// A serves and writes on and on, all over the volume, while it scrubs; B's disk takes its time over
-/// it, and meanwhile B's log moves to its extents.
+/// A serves and writes on and on, all over the volume, while it scrubs; B's disk takes its time
+/// over it, and meanwhile B's log moves to its extents.
 pub const SCRUB_UNDER_WRITES: Kind = Kind {
     name: "scrub-under-writes",
     about: &[Break::OvertakenLookCounts],

@@ -59,7 +59,8 @@ impl World {
     /// where a read failed.
     pub(super) fn found_by_scrub(&mut self, finding: &Finding) {
         let harmless = matches!(finding.matter, Matter::Damaged | Matter::NoGoodCopy);
-        if !self.harmed && !(harmless && self.reads_failed) {
+        let known = self.harmed || harmless && self.reads_failed;
+        if !known {
             let why = format!("I7: a scrub found what nobody did: {finding:?}");
             self.check(Err(why));
         }

@@ -8,7 +8,7 @@ use crate::format::inode::{MAX_LINKS, MAX_SIZE};
 use crate::format::items::{COLLISIONS, MAX_EXTENT, MAX_NAME, MAX_SYMLINK, MAX_XATTR};
 use crate::format::page::MAX_LEVEL;
 use crate::format::superblock::MIN_BLOCKS;
-use crate::fuse::{MAX_BACKGROUND, MAX_INODES, MAX_NAMES, MAX_REQUEST};
+use crate::fuse::{MAX_BACKGROUND, MAX_INODES, MAX_NAMES, MAX_PARKED, MAX_REQUEST};
 use crate::lock::table::{MAX_LOCKS, MAX_WAITERS};
 use crate::ops::{CLIENTS, CLOSE, MAX_ANSWER, MAX_LAZY, MAX_LIST, MAX_PAGE, PER_CLIENT};
 
@@ -172,6 +172,12 @@ pub const LIMITS: &[Limit] = &[
         MAX_BACKGROUND as u64,
         "requests",
         "of the kernel's, that nobody waits for",
+    ),
+    limit(
+        "fuse.parked",
+        MAX_PARKED as u64,
+        "bytes",
+        "large writes that wait for others; beyond that they keep threads",
     ),
     limit(
         "fuse.notices",

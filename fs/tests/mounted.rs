@@ -170,3 +170,89 @@ fn a_mount_that_is_kept_comes_back() {
     assert!(h.mounted.unmount().unwrap());
     h.fs.close().unwrap();
 }
+
+/// Writes that wait until the volume admits them used to wait on the threads that had received
+/// them: with as many streams as threads nothing else on the mount was answered.
+#[test]
+fn streams_do_not_occupy_the_mount() {
+    let options = FuseOptions::default();
+    let streams = 4 * options.threads;
+    let Some(h) = here("streams", &options) else {
+        return;
+    };
+    let path = |i: usize| h.dir.path().join(i.to_string());
+    let files: Vec<File> = (0..streams)
+        .map(|i| File::create(path(i)).unwrap())
+        .collect();
+    fs::write(path(streams), [7; 4096]).unwrap();
+    let full_up = h.volume.full_up.lock().unwrap();
+    std::thread::scope(|s| {
+        let write = |(i, file): (usize, File)| {
+            s.spawn(move || file.write_all_at(&[i as u8; 1 << 20], 0).unwrap())
+        };
+        let all: Vec<_> = files.into_iter().enumerate().map(write).collect();
+        // Long enough for each of them to have reached us.
+        std::thread::sleep(Duration::from_millis(300));
+        let (tx, done) = std::sync::mpsc::channel();
+        let (none, small) = (h.dir.path().join("none"), path(streams));
+        let asks = s.spawn(move || {
+            // A name that the kernel has not cached; then a small durable write.
+            assert!(fs::metadata(none).is_err());
+            let file = File::options().write(true).open(small).unwrap();
+            file.write_all_at(&[8; 4096], 0).unwrap();
+            file.sync_all().unwrap();
+            tx.send(()).unwrap();
+        });
+        let answered = done.recv_timeout(Duration::from_secs(20));
+        let waiting = all.iter().filter(|t| !t.is_finished()).count();
+        drop(full_up);
+        asks.join().unwrap();
+        assert_eq!((answered, waiting), (Ok(()), streams));
+    });
+    for i in 0..streams {
+        assert_eq!(fs::read(path(i)).unwrap(), [i as u8; 1 << 20]);
+    }
+    assert!(h.mounted.unmount().unwrap());
+    h.fs.close().unwrap();
+}
+
+/// What still waits when a lost mount is aborted is not written afterwards: by then another node
+/// may serve, or the directory may be mounted anew.
+#[test]
+fn what_waits_at_the_end_of_the_connection_is_not_written() {
+    let options = FuseOptions {
+        patience: Duration::from_millis(100),
+        ..FuseOptions::default()
+    };
+    let streams = 4 * options.threads;
+    let Some(h) = here("streams at the end", &options) else {
+        return;
+    };
+    let path = |i: usize| h.dir.path().join(i.to_string());
+    let files: Vec<File> = (0..streams)
+        .map(|i| File::create(path(i)).unwrap())
+        .collect();
+    let before = h.fs.statfs().unwrap().free_bytes;
+    let full_up = h.volume.full_up.lock().unwrap();
+    std::thread::scope(|s| {
+        let write = |file: File| s.spawn(move || file.write_all_at(&[1; 1 << 20], 0));
+        let all: Vec<_> = files.into_iter().map(write).collect();
+        std::thread::sleep(Duration::from_millis(300));
+        h.volume.held.store(false, Ordering::Release);
+        let empty = || fs::read_dir(h.dir.path()).is_ok_and(|d| d.count() == 0);
+        eventually("unmounting", empty);
+        // The lease comes back, too late.
+        h.volume.held.store(true, Ordering::Release);
+        drop(full_up);
+        for writer in all {
+            let done = writer.join().unwrap();
+            println!("{done:?}");
+        }
+    });
+    eventually("the end of the connection", || !h.mounted.is_alive());
+    let written = before - h.fs.statfs().unwrap().free_bytes;
+    // Of those that were inside some come to their end.
+    assert!(written <= (options.threads as u64) << 20, "{written}");
+    assert!(h.mounted.unmount().unwrap());
+    h.fs.close().unwrap();
+}

@@ -14,6 +14,7 @@ use super::convert::{creds, errno, file_attr, file_type};
 use super::gate::Gate;
 use super::handles::Handles;
 use super::notify::Notify;
+use super::streams::Streams;
 use super::{FUSE_DOOR, TTL};
 use crate::Vfs;
 use crate::api::{Attr, Creds, Ctx, FlushCallback, InodeId, Mark, Seek};
@@ -40,6 +41,7 @@ pub(super) struct FuseDoor {
     pub handles: Arc<Handles>,
     pub notify: Arc<Notify>,
     pub gate: Arc<Gate>,
+    pub streams: Arc<Streams>,
 }
 
 /// Answers with an error, or goes on. For what the file system said use `held`.

@@ -18,6 +18,8 @@
 //! do not reach us: completed writes are flushed unasked (`Settings::flush_interval`).
 //!
 //! - Nothing leaves while the volume is not held: see `gate`.
+//! - Large writes, which wait until the volume admits them, never occupy more than half of the
+//!   threads: see `streams`.
 //! - `O_TRUNC` is not taken along with `open` (`ATOMIC_O_TRUNC`): the kernel would send it before
 //!   it looks whether the file is a running program, whose text would be gone when it refuses.
 //!
@@ -29,6 +31,7 @@ mod gate;
 mod handles;
 mod mutate;
 mod notify;
+mod streams;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -43,6 +46,7 @@ use crate::api::Door;
 
 pub(crate) use door::{MAX_BACKGROUND, MAX_REQUEST};
 pub(crate) use notify::{MAX_INODES, MAX_NAMES};
+pub(crate) use streams::MAX_PARKED;
 
 /// How long the kernel may answer for us.
 pub(crate) const TTL: Duration = Duration::from_secs(30);
@@ -54,7 +58,7 @@ pub const FUSE_DOOR: Door = Door(1);
 pub struct FuseOptions {
     /// What `mount` shows as the source.
     pub name: String,
-    /// Threads that receive requests, 1 to 64.
+    /// Threads that receive requests, 2 to 64; half of them also take large writes.
     pub threads: usize,
     /// Let other users in (as root always; else `user_allow_other` must be set).
     pub allow_other: bool,
@@ -112,6 +116,7 @@ pub struct Mounted {
     path: PathBuf,
     notify: Arc<notify::Notify>,
     gate: Arc<gate::Gate>,
+    streams: Arc<streams::Streams>,
 }
 
 /// Mounts a file system on a directory and serves it from threads of its own.
@@ -145,16 +150,19 @@ pub fn mount(fs: Arc<dyn Vfs>, path: &Path, options: &FuseOptions) -> io::Result
         true => SessionACL::All,
         false => SessionACL::Owner,
     };
-    config.n_threads = Some(options.threads.clamp(1, 64));
+    let threads = options.threads.clamp(2, 64);
+    config.n_threads = Some(threads);
     config.clone_fd = true;
     let handles = Arc::new(handles::Handles::new(fs.clone()));
     let notify = notify::Notify::new(handles.clone());
     let gate = gate::Gate::new(fs.clone(), options.patience);
+    let streams = Arc::new(streams::Streams::new(threads));
     let door = door::FuseDoor {
         fs: fs.clone(),
         handles,
         notify: notify.clone(),
         gate: gate.clone(),
+        streams: streams.clone(),
     };
     let session = fuser::spawn_mount(door, path, &config)?;
     let mounted = Mounted {
@@ -162,6 +170,7 @@ pub fn mount(fs: Arc<dyn Vfs>, path: &Path, options: &FuseOptions) -> io::Result
         path: path.to_owned(),
         notify: notify.clone(),
         gate: gate.clone(),
+        streams: streams.clone(),
     };
     // From here on an error unmounts.
     if let Some(session) = &mounted.session {
@@ -169,21 +178,22 @@ pub fn mount(fs: Arc<dyn Vfs>, path: &Path, options: &FuseOptions) -> io::Result
     }
     fs.watch(FUSE_DOOR, notify.clone());
     let abort = options.abort_when_lost.then(|| path.to_owned());
-    gate.start(move || lost(&notify, abort.as_deref()))?;
+    gate.start(move || lost(&notify, &streams, abort.as_deref()))?;
     Ok(mounted)
 }
 
 /// The volume is lost for longer than anybody waits: what the kernel has cached is not to be
 /// believed, and with `abort` its connection ends.
-fn lost(notify: &notify::Notify, abort: Option<&Path>) {
+fn lost(notify: &notify::Notify, streams: &streams::Streams, abort: Option<&Path>) {
     tracing::error!("the volume is lost for too long: callers get errors");
     // Before the end: a connection that is gone takes no notice, and who has a file open reads on
     // from the kernel's pages.
     notify.forget_all();
     let Some(path) = abort else { return };
-    if let Err(error) = unmount(path, UnmountFlags::FORCE | UnmountFlags::DETACH) {
+    match unmount(path, UnmountFlags::FORCE | UnmountFlags::DETACH) {
+        Ok(()) => streams.end(),
         // Without root there is no way to abort; what is asked of us is refused all the same.
-        tracing::warn!(path = %path.display(), %error, "cannot abort the mount");
+        Err(error) => tracing::warn!(path = %path.display(), %error, "cannot abort the mount"),
     }
 }
 
@@ -232,8 +242,10 @@ impl Mounted {
                 // made to end the connection, so that they get errors instead of old content.
                 // Without the right to do that, its threads end with the last user.
                 let forced = UnmountFlags::FORCE | UnmountFlags::DETACH;
-                unmount(&self.path, forced)
-                    .or_else(|_| unmount(&self.path, UnmountFlags::DETACH))?;
+                match unmount(&self.path, forced) {
+                    Ok(()) => self.streams.end(),
+                    Err(_) => unmount(&self.path, UnmountFlags::DETACH)?,
+                }
                 Ok(false)
             }
             Err(e) => Err(e),

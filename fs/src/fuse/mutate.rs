@@ -3,16 +3,21 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use fuser::*;
 
-use super::TTL;
 use super::convert::{creds, creds_with_groups, errno, file_attr, set_time, unpack_rdev};
 use super::door::{FuseDoor, held, or_reply};
+use super::gate::Gate;
+use super::{FUSE_DOOR, TTL};
+use crate::Vfs;
 use crate::api::{
-    CreateHow, Fallocate, FlushCallback, NewAttr, NodeKind, RenameHow, SetAttr, XattrHow,
+    CreateHow, Creds, Ctx, Fallocate, FlushCallback, InodeId, NewAttr, NodeKind, RenameHow,
+    SetAttr, XattrHow,
 };
+use crate::data::STREAM;
 use crate::error::FsResult;
 use crate::ops::acl::ACCESS;
 
@@ -48,6 +53,39 @@ pub(super) fn set_attr(
         guard: None,
         by_handle,
         kill_suid: mode.is_none() && (owner || (size.is_some() && req.uid() != 0)),
+    }
+}
+
+/// A write on its way to the file system.
+struct Write {
+    fs: Arc<dyn Vfs>,
+    gate: Arc<Gate>,
+    creds: Creds,
+    id: InodeId,
+    offset: u64,
+    data: Bytes,
+    /// As the file was opened.
+    flags: i32,
+    reply: ReplyWrite,
+}
+
+impl Write {
+    fn run(self) {
+        let (gate, reply, len) = (self.gate, self.reply, self.data.len() as u32);
+        let ctx = Ctx::by(&self.creds, FUSE_DOOR);
+        let done = self.fs.write(ctx, self.id, self.offset, self.data);
+        let done = or_reply!(reply, gate.pass(done));
+        let answer: FlushCallback = Box::new(move |r: FsResult<()>| {
+            gate.then(move |held| match held.and(r) {
+                Ok(()) => reply.written(len),
+                Err(e) => reply.error(errno(&e)),
+            });
+        });
+        match self.flags {
+            f if f & O_SYNC == O_SYNC => self.fs.fsync_then(self.id, false, answer),
+            f if f & O_DSYNC != 0 => self.fs.flush_then(done.mark, answer),
+            _ => answer(Ok(())),
+        }
     }
 }
 
@@ -228,25 +266,24 @@ impl FuseDoor {
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             creds.kill = true;
         }
-        let len = data.len() as u32;
         // The one copy: the request's buffer is used again for the next.
         let data = Bytes::copy_from_slice(data);
-        let done = held!(
-            self,
+        let write = Write {
+            fs: self.fs.clone(),
+            gate: self.gate.clone(),
+            creds,
+            id,
+            offset,
+            data,
+            flags: flags.0,
             reply,
-            self.fs.write(self.ctx(&creds), id, offset, data)
-        );
-        let gate = self.gate.clone();
-        let answer: FlushCallback = Box::new(move |r: FsResult<()>| {
-            gate.then(move |held| match held.and(r) {
-                Ok(()) => reply.written(len),
-                Err(e) => reply.error(errno(&e)),
-            });
-        });
-        match flags.0 {
-            f if f & O_SYNC == O_SYNC => self.fs.fsync_then(id, false, answer),
-            f if f & O_DSYNC != 0 => self.fs.flush_then(done.mark, answer),
-            _ => answer(Ok(())),
+        };
+        match write.data.len() {
+            len if len >= STREAM => self.streams.pass(len, |passed| match passed {
+                Ok(()) => write.run(),
+                Err(e) => write.reply.error(errno(&e)),
+            }),
+            _ => write.run(),
         }
     }
 

@@ -10,6 +10,7 @@
 //! are queued on their links under it, so that each stream has the state machine's order.
 
 mod lease;
+mod line;
 mod link;
 mod members;
 mod ways;
@@ -34,14 +35,13 @@ use crate::volume::{
     Admission, BLOCK_BYTES, Batch, FlushDone, ReadDone, SpaceInfo, Ticket, Volume, VolumeError,
     VolumeInfo, check_read,
 };
+use line::Line;
 use link::Link;
 pub use members::{MemberError, NewMember};
 use ways::Way;
 
 /// How often time passes for the state machine.
 const TICK: Duration = Duration::from_millis(5);
-/// Whoever waits for room is told of it; and looks this often whether the volume stopped.
-const ROOM_LOOK: Duration = Duration::from_millis(100);
 /// A submission that waited longer is worth a line to whoever looks for it.
 const SLOW: Duration = Duration::from_millis(300);
 /// A volume is handed back unflushed if it cannot be flushed within this time.
@@ -81,6 +81,10 @@ struct State {
     upstairs: Upstairs,
     waiters: HashMap<WaitId, Waiter>,
     next_wait: u64,
+    /// Who waits to be admitted, and who, perhaps admitted, for room in the window. Two, for what
+    /// the first wait for is that the others get on.
+    admissions: Line,
+    submissions: Line,
 }
 
 impl State {
@@ -103,6 +107,8 @@ struct Inner {
     /// lock; every event that could change it ends in [`Inner::collect`].
     held_until: AtomicU64,
     state: Mutex<State>,
+    /// How long callers wait for room.
+    patience: Duration,
     room: Condvar,
     /// One for each link that there may be, so that sending needs no lock to find it.
     links: Vec<Link>,
@@ -177,16 +183,20 @@ impl ReplicatedVolume {
         }
         let nodes = start.config.links.clone();
         let upstairs = Upstairs::new(start.config);
+        let patience = upstairs.lapse_patience();
         let state = State {
             upstairs,
             waiters: HashMap::new(),
             next_wait: 0,
+            admissions: Line::default(),
+            submissions: Line::default(),
         };
         let inner = Arc::new(Inner {
             volume,
             blocks: AtomicU64::new(0),
             held_until: AtomicU64::new(0),
             state: Mutex::new(state),
+            patience,
             room: Condvar::new(),
             links: (0..MAX_LINKS).map(|_| Link::default()).collect(),
             ways: (0..MAX_LINKS).map(|_| Mutex::default()).collect(),
@@ -351,7 +361,11 @@ impl Inner {
     fn collect(&self, state: &mut State) -> Todo {
         let mut todo = Todo::default();
         let State {
-            upstairs, waiters, ..
+            upstairs,
+            waiters,
+            admissions,
+            submissions,
+            ..
         } = state;
         let blocks = upstairs.record().map_or(0, |r| r.blocks);
         self.blocks.store(blocks, Ordering::Release);
@@ -383,7 +397,11 @@ impl Inner {
                 }
                 Effect::Reset(link) => todo.reset.push(link),
                 Effect::Verify(v) => todo.verify.push(v),
-                Effect::Room => todo.room = true,
+                Effect::Room => {
+                    admissions.wake_first();
+                    submissions.wake_first();
+                    todo.room = true;
+                }
                 Effect::Flushed(id, result) => {
                     if let Some(Waiter::Flush(done, since)) = waiters.remove(&id) {
                         self.recorder
@@ -572,24 +590,12 @@ impl Volume for ReplicatedVolume {
 
     fn admit(&self, bytes: u64) -> Admission<'_> {
         let began = Instant::now();
-        let mut state = self.inner.lock();
-        let patience = state.upstairs.lapse_patience();
-        while !state.upstairs.admit(boot_time(), bytes) {
-            if began.elapsed() > patience || self.inner.stopped() {
-                return Admission::default();
-            }
-            let todo = self.inner.collect(&mut state);
-            if !todo.is_empty() {
-                // What it did may have made room meanwhile.
-                drop(state);
-                self.inner.perform(todo);
-                state = self.inner.lock();
-                continue;
-            }
-            let wait = self.inner.room.wait_timeout(state, ROOM_LOOK);
-            state = wait.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let admit = |u: &mut Upstairs, now| u.admit(now, bytes).then_some(());
+        let (state, admitted) = self.inner.in_line(|s| &mut s.admissions, admit);
         drop(state);
+        if admitted.is_none() {
+            return Admission::default();
+        }
         let waited = began.elapsed().as_nanos() as u64;
         self.inner.recorder.time("replica.admit", waited);
         Admission::until(move || self.inner.with(|u, now| u.admission_over(now, bytes)))
@@ -602,40 +608,36 @@ impl Volume for ReplicatedVolume {
         let began = Instant::now();
         // Checksums are computed here, before any lock.
         let prepared = Arc::new(Prepared::new(self.inner.volume, batch));
-        let mut state = self.inner.lock();
-        let patience = state.upstairs.lapse_patience();
-        loop {
-            let submitted = state.upstairs.submit(boot_time(), &prepared);
-            match submitted {
-                Submitted::At(seq) => {
-                    let waited = began.elapsed();
-                    if waited > SLOW {
-                        let status = state.upstairs.status(boot_time());
-                        let why = no_room(waited, &status);
-                        tracing::debug!(volume = %self.inner.volume, why, "a slow write");
-                    }
-                    let todo = self.inner.collect(&mut state);
-                    drop(state);
-                    self.inner.perform(todo);
-                    self.inner
-                        .recorder
-                        .time("replica.submit", began.elapsed().as_nanos() as u64);
-                    return Ok(Ticket(seq));
-                }
-                Submitted::Failed(e) => {
-                    self.inner.recorder.count("replica.submit.errors", 1);
-                    return Err(e);
-                }
-                Submitted::Full => {
-                    if began.elapsed() > patience || self.inner.stopped() {
-                        let status = state.upstairs.status(boot_time());
-                        return Err(VolumeError::NotActive(no_room(began.elapsed(), &status)));
-                    }
-                    let wait = self.inner.room.wait_timeout(state, ROOM_LOOK);
-                    state = wait.unwrap_or_else(PoisonError::into_inner).0;
-                }
+        let submit = |u: &mut Upstairs, now| match u.submit(now, &prepared) {
+            Submitted::At(seq) => Some(Ok(seq)),
+            Submitted::Failed(e) => Some(Err(e)),
+            Submitted::Full => None,
+        };
+        let (mut state, submitted) = self.inner.in_line(|s| &mut s.submissions, submit);
+        let waited = began.elapsed();
+        let seq = match submitted {
+            Some(Ok(seq)) => seq,
+            Some(Err(e)) => {
+                self.inner.recorder.count("replica.submit.errors", 1);
+                return Err(e);
             }
+            None => {
+                let status = state.upstairs.status(boot_time());
+                return Err(VolumeError::NotActive(no_room(waited, &status)));
+            }
+        };
+        if waited > SLOW {
+            let status = state.upstairs.status(boot_time());
+            let why = no_room(waited, &status);
+            tracing::debug!(volume = %self.inner.volume, why, "a slow write");
         }
+        let todo = self.inner.collect(&mut state);
+        drop(state);
+        self.inner.perform(todo);
+        self.inner
+            .recorder
+            .time("replica.submit", began.elapsed().as_nanos() as u64);
+        Ok(Ticket(seq))
     }
 
     fn flush_then(&self, upto: Ticket, done: FlushDone) {

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use trivet_protocol::breaks::{self, Break};
 use trivet_protocol::{BLOCK_BYTES, Checksum, GenerationTable, Position, Seq};
 
+use crate::disk::Source;
 use crate::error::{Result, StoreError};
 use crate::extent::{Change, ExtentFile, ExtentNo};
 use crate::log::record::{Logged, What};
@@ -413,7 +414,8 @@ impl CheckpointJob {
                 sums = Some(start);
                 self.sums
                     .resize(start + count as usize, Checksum::UNWRITTEN);
-                span_sums(&self.shared, &piece.span, &mut self.sums[start..])?;
+                let sums = &mut self.sums[start..];
+                span_sums(Source::Disk, &self.shared, &piece.span, sums)?;
             }
         }
         self.items.push(Item {

@@ -15,6 +15,7 @@ pub mod offline;
 pub mod overlay;
 pub mod pledge;
 pub mod pool;
+mod prompt;
 pub mod region;
 pub mod replica;
 pub mod server;

@@ -31,16 +31,18 @@ use trivet_transport::{Reader, Security, TransportError, Writer};
 
 mod attend;
 mod health;
-mod prompt;
+mod readers;
 mod scrub;
 
 use crate::checkpoint::{CheckpointJob, Step};
 use crate::door::{Door, Greeted};
 use crate::pledge::Pledge;
+use crate::prompt::promptly;
 use crate::replica::{ConnId, Out, Replica, Settling};
-use crate::store::Reopen;
+use crate::store::{Blocks, ReadJob, Reopen};
 use health::{Cure, Health};
-use prompt::promptly;
+use readers::Readers;
+pub use readers::{MOST as READERS, PATIENCE as READ_PATIENCE};
 
 /// A peer must take an answer within this time.
 const TAKE: Duration = Duration::from_secs(10);
@@ -76,6 +78,7 @@ pub struct Served {
     looks: scrub::Looks,
     stop: AtomicBool,
     recorder: Arc<dyn Recorder>,
+    readers: Readers,
 }
 
 struct Conn {
@@ -102,6 +105,7 @@ impl Served {
             looks: scrub::Looks::default(),
             stop: AtomicBool::new(false),
             recorder,
+            readers: Readers::default(),
         })
     }
 
@@ -120,9 +124,9 @@ impl Served {
         f(&mut lock(&self.replica))
     }
 
-    /// A read on the caller's own thread, for an upstairs in this process: `None` unless
-    /// everything up to `seen` of this very generation was applied, or while a disk that hangs
-    /// keeps the replica busy.
+    /// A read for an upstairs in this process, on the caller's own thread as far as memory has it:
+    /// `None` unless everything up to `seen` of this very generation was applied, or while the disk
+    /// hangs. Waits for at most 0.3 s.
     pub fn read_local(
         &self,
         generation: Generation,
@@ -139,8 +143,24 @@ impl Served {
             }
             store.begin_read(block, count).ok()?
         };
-        let blocks = job.run().ok()?;
-        let valid = promptly(&self.replica)?.store()?.still_valid(&job);
+        match job.run_in_memory().ok()? {
+            Some(blocks) => self.if_valid(&job, blocks),
+            None => {
+                let job = Arc::new(job);
+                let began = Instant::now();
+                let blocks = self.readers.read(&job);
+                let what = match blocks {
+                    Some(_) => "downstairs.read",
+                    None => "downstairs.read.given_up",
+                };
+                self.recorder.time(what, nanos(began));
+                self.if_valid(&job, blocks?)
+            }
+        }
+    }
+
+    fn if_valid(&self, job: &ReadJob, blocks: Blocks) -> Option<(Bytes, Vec<Checksum>)> {
+        let valid = promptly(&self.replica)?.store()?.still_valid(job);
         valid.then(|| (Bytes::from(blocks.data), blocks.sums))
     }
 

@@ -171,6 +171,11 @@ fn a_mount_that_is_kept_comes_back() {
     h.fs.close().unwrap();
 }
 
+/// One large write. In memory already: where the kernel has to fetch it, it makes many small ones.
+fn stream(of: u8) -> Vec<u8> {
+    vec![of; 1 << 20]
+}
+
 /// Writes that wait until the volume admits them used to wait on the threads that had received
 /// them: with as many streams as threads nothing else on the mount was answered.
 #[test]
@@ -188,7 +193,8 @@ fn streams_do_not_occupy_the_mount() {
     let full_up = h.volume.full_up.lock().unwrap();
     std::thread::scope(|s| {
         let write = |(i, file): (usize, File)| {
-            s.spawn(move || file.write_all_at(&[i as u8; 1 << 20], 0).unwrap())
+            let data = stream(i as u8);
+            s.spawn(move || file.write_all_at(&data, 0).unwrap())
         };
         let all: Vec<_> = files.into_iter().enumerate().map(write).collect();
         // Long enough for each of them to have reached us.
@@ -210,7 +216,7 @@ fn streams_do_not_occupy_the_mount() {
         assert_eq!((answered, waiting), (Ok(()), streams));
     });
     for i in 0..streams {
-        assert_eq!(fs::read(path(i)).unwrap(), [i as u8; 1 << 20]);
+        assert_eq!(fs::read(path(i)).unwrap(), stream(i as u8));
     }
     assert!(h.mounted.unmount().unwrap());
     h.fs.close().unwrap();
@@ -235,7 +241,10 @@ fn what_waits_at_the_end_of_the_connection_is_not_written() {
     let before = h.fs.statfs().unwrap().free_bytes;
     let full_up = h.volume.full_up.lock().unwrap();
     std::thread::scope(|s| {
-        let write = |file: File| s.spawn(move || file.write_all_at(&[1; 1 << 20], 0));
+        let write = |file: File| {
+            let data = stream(1);
+            s.spawn(move || file.write_all_at(&data, 0))
+        };
         let all: Vec<_> = files.into_iter().map(write).collect();
         std::thread::sleep(Duration::from_millis(300));
         h.volume.held.store(false, Ordering::Release);
@@ -245,14 +254,14 @@ fn what_waits_at_the_end_of_the_connection_is_not_written() {
         h.volume.held.store(true, Ordering::Release);
         drop(full_up);
         for writer in all {
-            let done = writer.join().unwrap();
-            println!("{done:?}");
+            assert!(writer.join().unwrap().is_err());
         }
     });
     eventually("the end of the connection", || !h.mounted.is_alive());
     let written = before - h.fs.statfs().unwrap().free_bytes;
-    // Of those that were inside some come to their end.
-    assert!(written <= (options.threads as u64) << 20, "{written}");
+    // Those that were inside come to their end; metadata takes a little.
+    let inside = (options.threads / 2) as u64;
+    assert!(written < (inside + 1) << 20, "{written}");
     assert!(h.mounted.unmount().unwrap());
     h.fs.close().unwrap();
 }

@@ -4,7 +4,7 @@
 //! it.
 
 use serde::Serialize;
-use trivet_downstairs::door;
+use trivet_downstairs::{door, server};
 use trivet_protocol::limits as protocol;
 use trivet_transport::{call, peers};
 
@@ -140,6 +140,18 @@ fn all() -> Limits {
             trivet_replica::upstairs::MAX_LINKS as u64,
             "links",
             "from one upstairs to members",
+        ),
+        limit(
+            "reads.threads",
+            server::READERS as u64,
+            "threads",
+            "that wait for a replica's disk in place of readers beside it",
+        ),
+        limit(
+            "reads.patience",
+            server::READ_PATIENCE.as_millis() as u64,
+            "milliseconds",
+            "until such a reader asks another replica",
         ),
         limit(
             "volume.members",

@@ -62,3 +62,62 @@ fn two_of_three_disks_hang_and_the_lease_is_kept() {
     assert_eq!(history.check_volume(flushed, &attached.volume), submitted);
     attached.volume.hand_back().unwrap();
 }
+
+/// The replica beside the volume is read on the caller's own thread. While its disk hung in a read,
+/// the caller hung, though two other replicas had the data: as many callers as a door has threads,
+/// and the door was shut.
+#[test]
+fn the_disk_beside_the_volume_hangs_and_reads_go_on() {
+    let Some(mut world) = World::new("hang beside", Between::Nothing) else {
+        return;
+    };
+    let history = History {
+        seed: seed(),
+        blocks: BLOCKS,
+    };
+    // Given a volume whose first replica is in this process.
+    let host = world.serve_here(0);
+    let attached = world.attach_beside(Some(&host));
+    let writer = Writer::start(attached.clone(), history, 0);
+    writer.wait_for_more(500);
+    let (flushed, submitted) = writer.stop();
+    wait_for("all are in sync", || attached.all_in_sync());
+
+    // When its disk hangs in every read...
+    world.disk(0).rule("hang read").unwrap();
+    let began = Instant::now();
+    let readers: Vec<_> = (0..4)
+        .map(|n| {
+            let attached = attached.clone();
+            std::thread::spawn(move || {
+                let (mut reads, mut longest) = (n, Duration::ZERO);
+                let mut out = vec![0; bytes_of(8)];
+                while began.elapsed() < HANG {
+                    let one = Instant::now();
+                    let block = (reads * 37) % (BLOCKS - 8);
+                    attached.volume.read(Block(block), &mut out).unwrap();
+                    longest = longest.max(one.elapsed());
+                    reads += 4;
+                }
+                (reads, longest)
+            })
+        })
+        .collect();
+    wait_for("the readers have read, or hang", || {
+        began.elapsed() > HANG + Duration::from_secs(1)
+    });
+    world.disk(0).clear();
+    world.disk(0).release();
+
+    // ... then each caller has the data from elsewhere, soon.
+    for reader in readers {
+        let (reads, longest) = reader.join().unwrap();
+        println!("{reads} reads while hung, the slowest {longest:?}");
+        assert!(longest < HANG / 2, "{longest:?}");
+    }
+    wait_for("all are in sync", || attached.all_in_sync());
+    assert_eq!(history.check_volume(flushed, &attached.volume), submitted);
+    attached.volume.hand_back().unwrap();
+    drop(attached);
+    host.close().unwrap();
+}

@@ -10,18 +10,20 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::process::Signal;
+use trivet_cluster::Host;
 use trivet_cluster::process::Downstairs;
 use trivet_downstairs::member::MemberState;
 use trivet_downstairs::pool::Pool;
+use trivet_downstairs::server::{Listen, Served};
 use trivet_downstairs::{Region, Store};
 use trivet_faultfs::{Control, Mounted, skipped};
 use trivet_protocol::frame::Versions;
 use trivet_protocol::{
-    BLOCK_BYTES, MemberId, MemberInfo, MemberKind, Millis, NullRecorder, Position, Record,
-    RecordVersion, VolumeId,
+    BLOCK_BYTES, Block, Checksum, Generation, MemberId, MemberInfo, MemberKind, Millis,
+    NullRecorder, Position, Record, RecordVersion, Seq, VolumeId,
 };
-use trivet_replica::driver::{ReplicatedVolume, Start};
-use trivet_replica::upstairs::{ActivateOptions, Config, Limits, Notice};
+use trivet_replica::driver::{LocalReplica, ReplicatedVolume, Start};
+use trivet_replica::upstairs::{ActivateOptions, Config, Limits, LinkId, Notice};
 use trivet_replica::{Volume, VolumeError};
 use trivet_transport::Security;
 
@@ -335,12 +337,31 @@ impl World {
         self.nodes[i].backing.join(name)
     }
 
+    /// Serves a node's replica from this process from now on.
+    pub fn serve_here(&mut self, i: usize) -> Host {
+        self.kill(i);
+        let node = &mut self.nodes[i];
+        let listen = Listen::plain(node.address, Arc::new(NullRecorder));
+        let host = Host::start(listen, std::slice::from_ref(&node.pool)).unwrap();
+        node.address = host.address();
+        host
+    }
+
     pub fn attach(&self) -> Arc<Attached> {
+        self.attach_beside(None)
+    }
+
+    /// With the replica that this process serves, if there is one.
+    pub fn attach_beside(&self, host: Option<&Host>) -> Arc<Attached> {
+        let local = host.map(|h| h.member_of(self.volume).unwrap());
+        let place = local
+            .as_ref()
+            .and_then(|l| self.nodes.iter().position(|n| n.member == l.member()));
         let config = Config {
             volume: self.volume,
             node: "test".into(),
             links: ["a", "b", "c"].map(String::from).into(),
-            local: None,
+            local: place.map(LinkId::from_index),
             limits: Limits {
                 lapse_patience: Duration::from_secs(8),
                 ..Limits::default()
@@ -351,7 +372,7 @@ impl World {
             addresses: self.nodes.iter().map(|n| vec![n.address]).collect(),
             security: Security::Plain,
             versions: Versions::default(),
-            local: None,
+            local: local.map(|l| Arc::new(Beside(l)) as Arc<dyn LocalReplica>),
             recorder: Arc::new(NullRecorder),
         })
         .unwrap();
@@ -372,6 +393,25 @@ impl World {
             }
         });
         Arc::new(Attached { volume, heard })
+    }
+}
+
+/// The replica that this process serves.
+struct Beside(Arc<Served>);
+
+impl LocalReplica for Beside {
+    fn member(&self) -> MemberId {
+        self.0.member()
+    }
+
+    fn read_local(
+        &self,
+        generation: Generation,
+        seen: Seq,
+        block: Block,
+        count: u32,
+    ) -> Option<(bytes::Bytes, Vec<Checksum>)> {
+        self.0.read_local(generation, seen, block, count)
     }
 }
 

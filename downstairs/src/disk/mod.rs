@@ -82,6 +82,15 @@ pub trait Disk: Send + Sync {
     fn space(&self) -> io::Result<Space>;
 }
 
+/// Whether a read may wait for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// As long as it takes.
+    Disk,
+    /// Not at all: what is not in memory is [`io::ErrorKind::WouldBlock`].
+    Memory,
+}
+
 /// An open file. All methods may be called from several threads at once.
 pub trait DiskFile: Send + Sync {
     /// Fills `buf` from byte `at`.
@@ -89,6 +98,26 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// `UnexpectedEof` if the file ends before; else as the operating system says.
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<()>;
+
+    /// The same of what is in memory, without waiting for the disk.
+    ///
+    /// # Errors
+    /// `WouldBlock` if some of it is not, or that cannot be told; `buf` is then unspecified. Else as
+    /// [`DiskFile::read_at`].
+    fn read_in_memory(&self, _buf: &mut [u8], _at: u64) -> io::Result<()> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Fills `buf` from byte `at`.
+    ///
+    /// # Errors
+    /// As [`DiskFile::read_at`] or [`DiskFile::read_in_memory`].
+    fn read_from(&self, from: Source, buf: &mut [u8], at: u64) -> io::Result<()> {
+        match from {
+            Source::Disk => self.read_at(buf, at),
+            Source::Memory => self.read_in_memory(buf, at),
+        }
+    }
 
     /// Writes all parts, one after the other, from byte `at`. The slices are used up.
     ///

@@ -8,6 +8,7 @@
 //! - A crash leaves sectors old or new; whatever the log still holds lies over them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -15,8 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use lru::LruCache;
 use trivet_protocol::{BLOCK_BYTES, Checksum, Position};
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Source};
 use crate::error::{Result, StoreError};
+use crate::prompt::promptly;
 use crate::region::Region;
 
 pub mod layout;
@@ -210,12 +212,28 @@ impl Extents {
     /// # Errors
     /// It cannot be opened, or is not this region's.
     pub fn get(&self, no: ExtentNo) -> Result<Option<Arc<ExtentFile>>> {
-        let mut files = self.lock();
+        self.get_from(Source::Disk, no)
+    }
+
+    /// The same; from memory alone, only if it is open.
+    ///
+    /// # Errors
+    /// As [`Extents::get`]; or it would have to be waited for.
+    pub fn get_from(&self, from: Source, no: ExtentNo) -> Result<Option<Arc<ExtentFile>>> {
+        let not_open = || StoreError::io("open", no.name(), ErrorKind::WouldBlock.into());
+        let mut files = match from {
+            Source::Disk => self.lock(),
+            // Whoever opens one holds this lock over a disk that may hang.
+            Source::Memory => promptly(&self.files).ok_or_else(not_open)?,
+        };
         if let Some(file) = files.open.get(&no.0) {
             return Ok(Some(Arc::clone(file)));
         }
         if !files.existing.contains(&no.0) {
             return Ok(None);
+        }
+        if from == Source::Memory {
+            return Err(not_open());
         }
         if let Some(file) = files.in_use.remove(&no.0).and_then(|w| w.upgrade()) {
             Self::keep(&mut files, &file);
@@ -326,13 +344,20 @@ impl Extents {
     }
 
     /// Reads the groups `first..=last` of an extent; a damaged one is `None`.
-    fn groups(&self, file: &ExtentFile, first: u32, last: u32) -> Result<Vec<Option<Group>>> {
+    fn groups(
+        &self,
+        from: Source,
+        file: &ExtentFile,
+        first: u32,
+        last: u32,
+    ) -> Result<Vec<Option<Group>>> {
         let count = (last - first + 1) as usize;
         let mut raw = vec![0; count * META];
         let at = self.layout.group_at(first);
         let cleared = file.cleared();
         let mut parse = || -> Result<Vec<Option<Group>>> {
-            file.file.read_at(&mut raw, at).map_err(file.fail("read"))?;
+            let read = file.file.read_from(from, &mut raw, at);
+            read.map_err(file.fail("read"))?;
             let sectors = raw.chunks_exact(META).zip(first..);
             Ok(sectors
                 .map(|(s, g)| Group::decode(s, self.seed, file.no.0, g, cleared))
@@ -342,7 +367,10 @@ impl Extents {
         if groups.iter().all(Option::is_some) {
             return Ok(groups);
         }
-        // Perhaps the checkpoint was just writing them.
+        // Perhaps the checkpoint was just writing them, and that may take as long as the disk does.
+        if from == Source::Memory {
+            return Err(file.fail("read")(ErrorKind::WouldBlock.into()));
+        }
         let _unwritten = file.meta.read().unwrap_or_else(PoisonError::into_inner);
         parse()
     }
@@ -357,7 +385,7 @@ impl Extents {
         first: u32,
         last: u32,
     ) -> Result<Vec<Option<Position>>> {
-        let groups = self.groups(file, first, last)?;
+        let groups = self.groups(Source::Disk, file, first, last)?;
         Ok(groups
             .iter()
             .map(|g| g.as_ref().map(|g| g.changed))
@@ -368,12 +396,18 @@ impl Extents {
     ///
     /// # Errors
     /// [`StoreError::CorruptBlocks`] if some are damaged; or the disk fails.
-    pub fn sums(&self, file: &ExtentFile, first: u32, out: &mut [Checksum]) -> Result<()> {
+    pub fn sums(
+        &self,
+        from: Source,
+        file: &ExtentFile,
+        first: u32,
+        out: &mut [Checksum],
+    ) -> Result<()> {
         let Some(last) = (first + out.len() as u32).checked_sub(1) else {
             return Ok(());
         };
         let (g0, g1) = (first / GROUP, last / GROUP);
-        let groups = self.groups(file, g0, g1)?;
+        let groups = self.groups(from, file, g0, g1)?;
         let base = u64::from(file.no.0) * u64::from(self.layout.blocks);
         let damaged = |first: u32, n: u32, why: &str| StoreError::CorruptBlocks {
             first: base + u64::from(first),
@@ -404,12 +438,13 @@ impl Extents {
     /// As [`Extents::sums`].
     pub fn read(
         &self,
+        from: Source,
         file: &ExtentFile,
         first: u32,
         data: &mut [u8],
         sums: &mut [Checksum],
     ) -> Result<()> {
-        self.sums(file, first, sums)?;
+        self.sums(from, file, first, sums)?;
         let mut at = 0;
         while at < sums.len() {
             let unwritten = sums[at].is_unwritten();
@@ -421,7 +456,7 @@ impl Extents {
             if unwritten {
                 part.fill(0);
             } else {
-                self.read_data(file, first + at as u32, part)?;
+                self.data_from(from, file, first + at as u32, part)?;
             }
             at += run;
         }
@@ -433,8 +468,22 @@ impl Extents {
     /// # Errors
     /// The disk fails.
     pub fn read_data(&self, file: &ExtentFile, first: u32, data: &mut [u8]) -> Result<()> {
+        self.data_from(Source::Disk, file, first, data)
+    }
+
+    /// The same, from memory alone if so wanted.
+    ///
+    /// # Errors
+    /// As [`DiskFile::read_from`].
+    pub fn data_from(
+        &self,
+        from: Source,
+        file: &ExtentFile,
+        first: u32,
+        data: &mut [u8],
+    ) -> Result<()> {
         file.file
-            .read_at(data, self.layout.block_at(first))
+            .read_from(from, data, self.layout.block_at(first))
             .map_err(file.fail("read"))
     }
 
@@ -482,7 +531,7 @@ impl Extents {
         self.split(block, count, |no, first, n, _| {
             if all && let Some(file) = self.get(no)? {
                 let mut sums = vec![Checksum::UNWRITTEN; n as usize];
-                self.sums(&file, first, &mut sums)?;
+                self.sums(Source::Disk, &file, first, &mut sums)?;
                 all = sums.iter().all(Checksum::is_unwritten);
             }
             Ok(())
@@ -535,7 +584,7 @@ impl Extents {
         changes: &[Change<'_>],
     ) -> Result<u64> {
         let mut lost = 0;
-        let found = self.groups(file, g0, g1)?;
+        let found = self.groups(Source::Disk, file, g0, g1)?;
         let newest = changes.iter().map(|c| c.position).max().unwrap_or_default();
         let mut groups: Vec<Group> = found
             .into_iter()

@@ -7,7 +7,7 @@
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Source};
 use crate::error::{Result, StoreError};
 
 pub mod record;
@@ -103,12 +103,20 @@ impl Log {
     /// # Errors
     /// The disk fails.
     pub fn read(&self, buf: &mut [u8], pos: u64) -> Result<()> {
+        self.read_from(Source::Disk, buf, pos)
+    }
+
+    /// The same, from memory alone if so wanted.
+    ///
+    /// # Errors
+    /// As [`DiskFile::read_from`].
+    pub fn read_from(&self, from: Source, buf: &mut [u8], pos: u64) -> Result<()> {
         let at = pos % self.ring;
         let first = (buf.len() as u64).min(self.ring - at) as usize;
         let (head, rest) = buf.split_at_mut(first);
-        let mut done = self.file.read_at(head, at);
+        let mut done = self.file.read_from(from, head, at);
         if done.is_ok() && !rest.is_empty() {
-            done = self.file.read_at(rest, 0);
+            done = self.file.read_from(from, rest, 0);
         }
         done.map_err(|e| StoreError::io("read", FILE, e))
     }

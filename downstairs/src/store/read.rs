@@ -4,11 +4,13 @@
 //! have begun to move blocks, or the log's ring may have come round: [`Store::still_valid`] says,
 //! after the run, whether the result counts; if not, read again.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use trivet_protocol::{BLOCK_BYTES, Block, Checksum, VolumeId};
 
 use super::{Shared, Store};
+use crate::disk::Source;
 use crate::error::{Result, StoreError};
 use crate::log::MARGIN;
 use crate::log::record::{Sums, What};
@@ -126,6 +128,24 @@ impl ReadJob {
     /// # Errors
     /// Damaged metadata, or the disk fails.
     pub fn run(&self) -> Result<Blocks> {
+        self.run_from(Source::Disk)
+    }
+
+    /// Reads what is in memory, without waiting for the disk; `None` if some of it is not.
+    ///
+    /// # Errors
+    /// As [`ReadJob::run`].
+    pub fn run_in_memory(&self) -> Result<Option<Blocks>> {
+        match self.run_from(Source::Memory) {
+            Ok(blocks) => Ok(Some(blocks)),
+            Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => {
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn run_from(&self, from: Source) -> Result<Blocks> {
         // Zeroed pages come from the kernel as such; what is unwritten stays that way. The one
         // copy is the kernel's, from the page cache.
         let mut data = vec![0; self.count as usize * BLOCK_BYTES];
@@ -133,10 +153,12 @@ impl ReadJob {
         for piece in &self.pieces {
             match piece {
                 Found::Span(span) => {
-                    self.sums(piece, &mut sums)?;
-                    self.span_data(span, &mut data)?;
+                    self.sums(from, piece, &mut sums)?;
+                    self.span_data(from, span, &mut data)?;
                 }
-                Found::Below(first, n) => self.below(*first, *n, &mut data, &mut sums)?,
+                Found::Below(first, n) => {
+                    self.below(from, (*first, *n), &mut data, &mut sums)?;
+                }
             }
         }
         Ok(Blocks { data, sums })
@@ -149,7 +171,7 @@ impl ReadJob {
     pub fn kept_sums(&self) -> Result<Vec<Checksum>> {
         let mut sums = vec![Checksum::UNWRITTEN; self.count as usize];
         for piece in &self.pieces {
-            self.sums(piece, &mut sums)?;
+            self.sums(Source::Disk, piece, &mut sums)?;
         }
         Ok(sums)
     }
@@ -214,58 +236,69 @@ impl ReadJob {
         r.start * BLOCK_BYTES..r.end * BLOCK_BYTES
     }
 
-    fn below(&self, first: u64, n: u64, data: &mut [u8], sums: &mut [Checksum]) -> Result<()> {
+    fn below(
+        &self,
+        from: Source,
+        (first, n): (u64, u64),
+        data: &mut [u8],
+        sums: &mut [Checksum],
+    ) -> Result<()> {
         let extents = &self.shared.extents;
         extents.split(first, n, |no, at, n, done| {
-            let Some(file) = extents.get(no)? else {
+            let Some(file) = extents.get_from(from, no)? else {
                 return Ok(());
             };
             let (b, s) = (
                 self.bytes(first + done, u64::from(n)),
                 self.range(first + done, u64::from(n)),
             );
-            extents.read(&file, at, &mut data[b], &mut sums[s])
+            extents.read(from, &file, at, &mut data[b], &mut sums[s])
         })
     }
 
-    fn span_data(&self, span: &Span, data: &mut [u8]) -> Result<()> {
+    fn span_data(&self, from: Source, span: &Span, data: &mut [u8]) -> Result<()> {
         let extents = &self.shared.extents;
         match span.what {
             What::Log { data: at, .. } => {
                 let part = &mut data[self.bytes(span.block, span.count)];
-                self.shared.log.read(part, at)
+                self.shared.log.read_from(from, part, at)
             }
             What::Direct { .. } => extents.split(span.block, span.count, |no, at, n, done| {
-                let Some(file) = extents.get(no)? else {
+                let Some(file) = extents.get_from(from, no)? else {
                     return Ok(());
                 };
                 let b = self.bytes(span.block + done, u64::from(n));
-                extents.read_data(&file, at, &mut data[b])
+                extents.data_from(from, &file, at, &mut data[b])
             }),
             What::Discarded => Ok(()),
         }
     }
 
-    fn sums(&self, piece: &Found, sums: &mut [Checksum]) -> Result<()> {
+    fn sums(&self, from: Source, piece: &Found, sums: &mut [Checksum]) -> Result<()> {
         let extents = &self.shared.extents;
         match *piece {
             Found::Span(span) => {
                 let out = &mut sums[self.range(span.block, span.count)];
-                span_sums(&self.shared, &span, out)
+                span_sums(from, &self.shared, &span, out)
             }
             Found::Below(first, n) => extents.split(first, n, |no, at, n, done| {
-                let Some(file) = extents.get(no)? else {
+                let Some(file) = extents.get_from(from, no)? else {
                     return Ok(());
                 };
                 let r = self.range(first + done, u64::from(n));
-                extents.sums(&file, at, &mut sums[r])
+                extents.sums(from, &file, at, &mut sums[r])
             }),
         }
     }
 }
 
 /// The checksums of a span, from memory or the log.
-pub(crate) fn span_sums(shared: &Shared, span: &Span, out: &mut [Checksum]) -> Result<()> {
+pub(crate) fn span_sums(
+    from: Source,
+    shared: &Shared,
+    span: &Span,
+    out: &mut [Checksum],
+) -> Result<()> {
     let at = match span.what {
         What::Discarded => return Ok(()),
         What::Log {
@@ -281,7 +314,7 @@ pub(crate) fn span_sums(shared: &Shared, span: &Span, out: &mut [Checksum]) -> R
         | What::Direct { sums: at } => at,
     };
     let mut raw = vec![0; out.len() * Checksum::BYTES];
-    shared.log.read(&mut raw, at)?;
+    shared.log.read_from(from, &mut raw, at)?;
     for (sum, bytes) in out.iter_mut().zip(raw.chunks_exact(Checksum::BYTES)) {
         sum.0.copy_from_slice(bytes);
     }

@@ -190,10 +190,10 @@ fn lost(notify: &notify::Notify, streams: &streams::Streams, abort: Option<&Path
     // from the kernel's pages.
     notify.forget_all();
     let Some(path) = abort else { return };
-    match unmount(path, UnmountFlags::FORCE | UnmountFlags::DETACH) {
-        Ok(()) => streams.end(),
+    let abort = || unmount(path, UnmountFlags::FORCE | UnmountFlags::DETACH);
+    if let Err(error) = streams.end(abort) {
         // Without root there is no way to abort; what is asked of us is refused all the same.
-        Err(error) => tracing::warn!(path = %path.display(), %error, "cannot abort the mount"),
+        tracing::warn!(path = %path.display(), %error, "cannot abort the mount");
     }
 }
 
@@ -242,10 +242,10 @@ impl Mounted {
                 // made to end the connection, so that they get errors instead of old content.
                 // Without the right to do that, its threads end with the last user.
                 let forced = UnmountFlags::FORCE | UnmountFlags::DETACH;
-                match unmount(&self.path, forced) {
-                    Ok(()) => self.streams.end(),
-                    Err(_) => unmount(&self.path, UnmountFlags::DETACH)?,
-                }
+                let abort = || unmount(&self.path, forced);
+                self.streams
+                    .end(abort)
+                    .or_else(|_| unmount(&self.path, UnmountFlags::DETACH))?;
                 Ok(false)
             }
             Err(e) => Err(e),

@@ -81,10 +81,14 @@ impl Streams {
         std::mem::forget(place);
     }
 
-    /// The connection has ended.
-    pub fn end(&self) {
+    /// Ends the connection by `end`, unless that fails. Nothing parked is let in meanwhile.
+    ///
+    /// # Errors
+    /// Those of `end`.
+    pub fn end<E>(&self, end: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
         let parked = {
             let mut s = self.lock();
+            end()?;
             s.ended = true;
             s.bytes = 0;
             std::mem::take(&mut s.parked)
@@ -93,6 +97,7 @@ impl Streams {
         for (_, job) in parked {
             job(Err(ended()));
         }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -210,7 +215,7 @@ mod tests {
         };
         w.go.clear();
         let streams = w.streams.clone();
-        streams.end();
+        streams.end(|| Ok::<(), ()>(())).unwrap();
         waits.join().unwrap();
         streams.pass(1, |passed| assert!(passed.is_err()));
         let mut said = [w.inside.recv().unwrap(), w.inside.recv().unwrap()];

@@ -17,7 +17,7 @@ const BRIEF: Duration = Duration::from_millis(1);
 const PAUSE: Duration = Duration::from_micros(200);
 
 /// The lock, if it is to be had within [`PROMPT`].
-pub(super) fn promptly<T>(m: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+pub(crate) fn promptly<T>(m: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     let mut began = None;
     loop {
         match m.try_lock() {

@@ -291,6 +291,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_memory_does_not_have_is_left_to_who_may_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = RealDisk::new(dir.path(), Arc::new(NullRecorder));
+        let file = disk.create("f").unwrap();
+        file.write_all_at(&[7; 8192], 0).unwrap();
+        let mut buf = [0; 4096];
+        match file.read_in_memory(&mut buf, 4096) {
+            Ok(()) => assert_eq!(buf, [7; 4096]),
+            // Where the file system cannot tell.
+            Err(e) => assert_eq!(e.kind(), io::ErrorKind::WouldBlock),
+        }
+        let beyond = file.read_in_memory(&mut buf, 6144).unwrap_err();
+        assert_eq!(beyond.kind(), io::ErrorKind::WouldBlock);
+        let beyond = file.read_at(&mut buf, 6144).unwrap_err();
+        assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
     fn parts_land_one_after_the_other_and_holes_read_as_zeros() {
         let dir = tempfile::tempdir().unwrap();
         let disk = RealDisk::new(dir.path(), Arc::new(NullRecorder));

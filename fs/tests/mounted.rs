@@ -246,6 +246,7 @@ fn what_waits_at_the_end_of_the_connection_is_not_written() {
             s.spawn(move || file.write_all_at(&data, 0))
         };
         let all: Vec<_> = files.into_iter().map(write).collect();
+        // Long enough for each of them to have reached us; one that has not fails all the same.
         std::thread::sleep(Duration::from_millis(300));
         h.volume.held.store(false, Ordering::Release);
         let empty = || fs::read_dir(h.dir.path()).is_ok_and(|d| d.count() == 0);

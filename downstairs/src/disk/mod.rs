@@ -102,8 +102,8 @@ pub trait DiskFile: Send + Sync {
     /// The same of what is in memory, without waiting for the disk.
     ///
     /// # Errors
-    /// `WouldBlock` if some of it is not, or that cannot be told; `buf` is then unspecified. Else as
-    /// [`DiskFile::read_at`].
+    /// `WouldBlock` if some of it is not, or that cannot be told; `buf` is then unspecified. Else
+    /// as [`DiskFile::read_at`].
     fn read_in_memory(&self, _buf: &mut [u8], _at: u64) -> io::Result<()> {
         Err(io::ErrorKind::WouldBlock.into())
     }

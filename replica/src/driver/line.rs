@@ -209,6 +209,7 @@ mod tests {
             let writers: Vec<_> = (0..WRITERS).map(|_| s.spawn(writer)).collect();
             let mut random = seed;
             for _ in 0..150 {
+                // The model disk's time for a piece.
                 std::thread::sleep(Duration::from_millis(10));
                 // Room for a sixth to a third of the writers.
                 random = random
@@ -229,7 +230,8 @@ mod tests {
             "{} writes, mean {mean:?}, longest {longest:?}, {fewest:?}",
             all.len()
         );
-        // A mean is 40 ms; a machine that is busy with other things adds to both.
-        assert!(longest < 6 * mean + OVERTAKEN, "{longest:?}, mean {mean:?}");
+        // 44 ms and 61 ms; without turns 300 ms. A machine that is busy with other things adds to
+        // both.
+        assert!(longest < 4 * mean, "{longest:?}, mean {mean:?}");
     }
 }

@@ -21,11 +21,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use trivet_protocol::frame::{Frame, Header, Kind, Versions};
 use trivet_protocol::io::{FrameReader, FrameWriter, ReadError};
 use trivet_protocol::message::{self, Refusal, Reply, Request};
-use trivet_protocol::{Block, Checksum, Generation, MemberId, Now, Recorder, Seq, VolumeId};
+use trivet_protocol::{Generation, MemberId, Now, Recorder, VolumeId};
 use trivet_transport::call::{self, CallHandler};
 use trivet_transport::{Reader, Security, TransportError, Writer};
 
@@ -37,9 +36,8 @@ mod scrub;
 use crate::checkpoint::{CheckpointJob, Step};
 use crate::door::{Door, Greeted};
 use crate::pledge::Pledge;
-use crate::prompt::promptly;
 use crate::replica::{ConnId, Out, Replica, Settling};
-use crate::store::{Blocks, ReadJob, Reopen};
+use crate::store::Reopen;
 use health::{Cure, Health};
 use readers::Readers;
 pub use readers::{MOST as READERS, PATIENCE as READ_PATIENCE};
@@ -122,46 +120,6 @@ impl Served {
     /// Looks at it, under its lock.
     pub fn with<T>(&self, f: impl FnOnce(&mut Replica) -> T) -> T {
         f(&mut lock(&self.replica))
-    }
-
-    /// A read for an upstairs in this process, on the caller's own thread as far as memory has it:
-    /// `None` unless everything up to `seen` of this very generation was applied, or while the disk
-    /// hangs. Waits for at most 0.3 s.
-    pub fn read_local(
-        &self,
-        generation: Generation,
-        seen: Seq,
-        block: Block,
-        count: u32,
-    ) -> Option<(Bytes, Vec<Checksum>)> {
-        let job = {
-            let replica = promptly(&self.replica)?;
-            let store = replica.store()?;
-            let ours = replica.member().check(generation).is_ok();
-            if !ours || store.end().seq < seen || store.mixed().is_some() || store.damaged() {
-                return None;
-            }
-            store.begin_read(block, count).ok()?
-        };
-        match job.run_in_memory().ok()? {
-            Some(blocks) => self.if_valid(&job, blocks),
-            None => {
-                let job = Arc::new(job);
-                let began = Instant::now();
-                let blocks = self.readers.read(&job);
-                let what = match blocks {
-                    Some(_) => "downstairs.read",
-                    None => "downstairs.read.given_up",
-                };
-                self.recorder.time(what, nanos(began));
-                self.if_valid(&job, blocks?)
-            }
-        }
-    }
-
-    fn if_valid(&self, job: &ReadJob, blocks: Blocks) -> Option<(Bytes, Vec<Checksum>)> {
-        let valid = promptly(&self.replica)?.store()?.still_valid(job);
-        valid.then(|| (Bytes::from(blocks.data), blocks.sums))
     }
 
     /// Hands frames to connections and runs jobs, until nothing is left to do.

@@ -12,9 +12,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{lock, spawn};
+use bytes::Bytes;
+use trivet_protocol::{Block, Checksum, Generation, Seq};
+
+use super::{Served, lock, nanos, spawn};
+use crate::prompt::promptly;
 use crate::store::{Blocks, ReadJob};
 
 /// How long a caller waits for the disk: as long as it would for another replica.
@@ -23,6 +27,48 @@ pub const PATIENCE: Duration = Duration::from_millis(300);
 pub const MOST: usize = 32;
 /// One that has nothing to do for so long ends.
 const IDLE: Duration = Duration::from_secs(10);
+
+impl Served {
+    /// A read for an upstairs in this process, on the caller's own thread as far as memory has it:
+    /// `None` unless everything up to `seen` of this very generation was applied, or while the disk
+    /// hangs. Waits for at most 0.3 s.
+    pub fn read_local(
+        &self,
+        generation: Generation,
+        seen: Seq,
+        block: Block,
+        count: u32,
+    ) -> Option<(Bytes, Vec<Checksum>)> {
+        let job = {
+            let replica = promptly(&self.replica)?;
+            let store = replica.store()?;
+            let ours = replica.member().check(generation).is_ok();
+            if !ours || store.end().seq < seen || store.mixed().is_some() || store.damaged() {
+                return None;
+            }
+            store.begin_read(block, count).ok()?
+        };
+        match job.run_in_memory().ok()? {
+            Some(blocks) => self.if_valid(&job, blocks),
+            None => {
+                let job = Arc::new(job);
+                let began = Instant::now();
+                let blocks = self.readers.read(&job);
+                let what = match blocks {
+                    Some(_) => "downstairs.read",
+                    None => "downstairs.read.given_up",
+                };
+                self.recorder.time(what, nanos(began));
+                self.if_valid(&job, blocks?)
+            }
+        }
+    }
+
+    fn if_valid(&self, job: &ReadJob, blocks: Blocks) -> Option<(Bytes, Vec<Checksum>)> {
+        let valid = promptly(&self.replica)?.store()?.still_valid(job);
+        valid.then(|| (Bytes::from(blocks.data), blocks.sums))
+    }
+}
 
 struct Job {
     id: u64,

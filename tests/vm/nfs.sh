@@ -46,6 +46,13 @@ for c in ${@:-files verify proxmox locks fight restart rpcbind fsx pjdfstest}; d
   case $c in
   files) guest a 11 0 240 job-files.sh; result files $? ;;
   proxmox) guest a 11 0 120 job-proxmox.sh; result proxmox $? ;;
+  nfstest) # Two guests: a runs it, b is the second client of those cases that want one.
+         "$H/nfstest.sh" "$W/nfstest.tar" || { failed=1; break; }
+         export MEMORY=${MEMORY:-1024}; vars="TESTS='${TESTS:-posix}'
+VERBOSE=${VERBOSE:-}"
+         VARS=$vars guest b 12 1 "${NFSTEST_SECONDS:-340}" job-nfstest.sh "$W/nfstest.tar" & two=$!
+         VARS=$vars guest a 11 0 "${NFSTEST_SECONDS:-340}" job-nfstest.sh "$W/nfstest.tar"; result nfstest $?
+         kill $two 2>/dev/null; wait $two ;;
   cthon) "$H/cthon.sh" "$W/cthon.tar" && guest a 11 0 400 job-cthon.sh "$W/cthon.tar"; result cthon $? ;;
   verify) guest a 11 0 240 job-verify.sh; result verify $? ;;
   fsx) guest a 11 0 300 job-fsx.sh "$D/fsx" "$H/fsx.toml"; result fsx $? ;;

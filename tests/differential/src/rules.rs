@@ -91,10 +91,12 @@ const VERIFIER_TIMES: [&str; 4] = [
 
 const FILE: u32 = 1;
 const DIRECTORY: u32 = 2;
+const BLOCK: u32 = 3;
+const CHARACTER: u32 = 4;
 const SYMLINK_KIND: u32 = 5;
+const SOCKET: u32 = 6;
 const SETATTR: u32 = 2;
 const LOOKUP: u32 = 3;
-const ACCESS: u32 = 4;
 const READ: u32 = 6;
 const WRITE: u32 = 7;
 const CREATE: u32 = 8;
@@ -356,8 +358,11 @@ pub const RULES: &[Rule] = &[
         },
     },
     Rule {
-        id: "access-is-invalid",
-        explains: |d| d.is(&[ACCESS, READDIR, READDIRPLUS]) && d.status(0, INVAL),
+        id: "special-file-by-its-handle",
+        explains: |d| {
+            let listed = d.is(&[READDIR, READDIRPLUS]);
+            d.status(0, INVAL) && (listed || [BLOCK, CHARACTER, SOCKET].contains(&d.kind))
+        },
     },
     Rule {
         id: "directory-to-another-parent",

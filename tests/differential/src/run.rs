@@ -312,11 +312,11 @@ impl Run {
         }
         let pair = [&replies[0], &replies[1]];
         let mut text = call.text.clone();
-        if matches!(call.procedure, 4 | 16 | 17) && [pair[0].status, pair[1].status] == [0, 22] {
+        if matches!(call.procedure, 1 | 4 | 16 | 17) && [pair[0].status, pair[1].status] == [0, 22] {
             // Nothing has changed since: whether it is refused for good is asked, not assumed.
             let side = &mut self.sides[1];
             let again = match call.procedure {
-                4 => side.call(4, &call.args[1]),
+                p @ (1 | 4) => side.call(p, &call.args[1]),
                 _ => side.list(&call, &call.args[1]),
             };
             text += &format!(" (asked again: {})", again.map_err(|e| (1, e))?.status);

@@ -12,6 +12,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod export;
 mod full;
 mod hang;
 mod rounds;

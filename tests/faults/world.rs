@@ -426,6 +426,11 @@ impl Attached {
         self.heard.lock().unwrap().iter().any(wanted)
     }
 
+    /// The volume to share, and what was told so far and is told from now on.
+    pub fn apart(self) -> (Arc<ReplicatedVolume>, Arc<Mutex<Vec<Notice>>>) {
+        (Arc::new(self.volume), self.heard)
+    }
+
     pub fn all_in_sync(&self) -> bool {
         let status = self.volume.status();
         status.members.iter().all(|m| m.in_sync && m.up)

@@ -12,11 +12,13 @@ ip link set lo up
 ip addr add 10.77.0.1/32 dev lo
 host=10.77.0.1
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-tools.XXXXXX")
-pid=
+pid= rpcbind= other=
 say() { echo "tools: $*"; }
 end() {
   local status=$?
-  [ -z "$pid" ] || { kill "$pid" && wait "$pid"; } || true
+  for p in $pid $other $rpcbind; do
+    kill "$p" && wait "$p" || true
+  done
   [ $status = 0 ] || { say "FAILED; its log:"; tail -20 "$work/log"; }
   rm -rf "$work"
 }
@@ -94,4 +96,42 @@ kill "$pid"
 wait "$pid"
 pid=
 "$trivet" fsck --dir "$work/data" >"$work/out"
+
+# Another server that is alive has the program numbers in the system's rpcbind: it keeps them, and
+# is named; a mount of ours must then name its ports. What a killed one left behind is replaced.
+mount -t tmpfs none /run
+mkdir /run/rpcbind
+rpcbind -f &
+rpcbind=$!
+serve() { # name, address:port; its process is $!
+  "$trivet" up --dir "$work/$1" --size 1G --nfs "$2" >"$work/$1.log" 2>&1 &
+  local it=$!
+  for _ in $(seq 300); do
+    grep -q SIGTERM "$work/$1.log" && return
+    kill -0 $it
+    sleep 0.1 # until it says that it runs
+  done
+}
+at() { rpcinfo -p 127.0.0.1 | awk '$1 == 100003 && $2 == 3 && $3 == "tcp" { print $4 }'; }
+serve first 10.77.0.1:2049
+other=$!
+[ "$(at)" = 2049 ]
+serve second 10.77.0.1:3049
+pid=$!
+grep -q 'program 100003 version 3 (nfs) is served by another program of this machine, at port 2049' \
+  "$work/second.log"
+grep -q 'port=3049,mountport=3049,nolock' "$work/second.log"
+[ "$(at)" = 2049 ]
+kill "$pid"
+wait "$pid"
+pid=
+[ "$(at)" = 2049 ]
+kill -9 "$other"
+wait "$other" 2>/dev/null || true
+other=
+serve second 10.77.0.1:3049
+pid=$!
+! grep -q nolock "$work/second.log"
+[ "$(at)" = 3049 ]
+say "program numbers: ok"
 say ok

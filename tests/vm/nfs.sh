@@ -48,7 +48,7 @@ for c in ${@:-files verify proxmox locks fight restart rpcbind fsx pjdfstest}; d
   proxmox) guest a 11 0 120 job-proxmox.sh; result proxmox $? ;;
   nfstest) # Two guests: a runs it, b is the second client of those cases that want one.
          "$H/nfstest.sh" "$W/nfstest.tar" || { failed=1; break; }
-         export MEMORY=${MEMORY:-1024}; vars="TESTS='${TESTS:-posix}'
+         export MEMORY=${MEMORY:-1024}; vars="TESTS='${TESTS:-posix dio io+--runtime+60 cache+--client+10.77.0.12 lock+--client+10.77.0.12,10.77.0.12:mtpoint=/mnt/u}'
 VERBOSE=${VERBOSE:-}"
          VARS=$vars guest b 12 1 "${NFSTEST_SECONDS:-340}" job-nfstest.sh "$W/nfstest.tar" & two=$!
          VARS=$vars guest a 11 0 "${NFSTEST_SECONDS:-340}" job-nfstest.sh "$W/nfstest.tar"; result nfstest $?

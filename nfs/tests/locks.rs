@@ -19,6 +19,7 @@ use trivet_nfs::xdr::{Dec, Enc};
 const TIMEOUT: Duration = Duration::from_secs(10);
 const GRANTED: u32 = 0;
 const DENIED: u32 = 1;
+const BLOCKED: u32 = 3;
 
 struct Locker {
     rpc: RpcClient,
@@ -242,4 +243,36 @@ fn locks_need_a_handle_of_ours_and_a_listed_address() {
         .unwrap();
     assert_eq!(a.lock(true, 0, 0), 6);
     assert_eq!(a.lock(false, 0, 0), GRANTED);
+}
+
+/// A wait that is given up gets nothing later, and a repeated CANCEL finds nothing.
+#[test]
+fn a_wait_that_is_cancelled_is_over() {
+    let disk = Disk::new();
+    let server = serve(disk.mount());
+    let fh = file(&server);
+    let mut a = Locker::new(&server, &fh, b"one", 1);
+    let mut b = Locker::new(&server, &fh, b"two", 2);
+    let mut c = Locker::new(&server, &fh, b"three", 3);
+    assert_eq!(a.lock(true, 0, 10), GRANTED);
+    let l = b.lock_of(0, 10);
+    let mut blocked = b.call(2, |e| {
+        e.opaque(b"cookie").bool(true).bool(true);
+        l.put(e);
+        e.bool(false).u32(3);
+    });
+    assert_eq!(blocked.u32().unwrap(), BLOCKED);
+    let mut cancel = || {
+        let mut d = b.call(3, |e| {
+            e.opaque(b"cookie").bool(true).bool(true);
+            l.put(e);
+        });
+        d.u32().unwrap()
+    };
+    assert_eq!(cancel(), GRANTED);
+    assert_eq!(cancel(), DENIED);
+    assert_eq!(a.unlock(0, 10), GRANTED);
+    // Nobody has it, so the third can.
+    assert_eq!(server.nlm().list(9).len(), 0);
+    assert_eq!(c.lock(true, 0, 10), GRANTED);
 }

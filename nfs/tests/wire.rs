@@ -22,6 +22,8 @@ use trivet_nfs::rpc::message::{Credential, decode_reply};
 use trivet_nfs::xdr::Enc;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Number of the program MOUNT.
+const MOUNT: u32 = 100_005;
 
 #[test]
 fn an_export_is_mounted_read_and_written() {
@@ -272,6 +274,38 @@ fn only_listed_clients_mount_and_names_are_taken_as_they_are() {
     assert!(c.getattr(&root).is_ok());
     let e = c.write(&root, 0, b"x", 0).unwrap_err().to_string();
     assert!(e.contains("status 30"), "a read-only export: {e}");
+}
+
+/// DUMP, after MNT, UMNT and UMNTALL (RFC 1813, 5.2.2 to 5.2.4).
+#[test]
+fn the_list_of_mounts_follows_what_clients_say() {
+    let names = ["/a", "/b", "/c"];
+    let exports = names.map(|n| export(n, "/", &["127.0.0.0/8(rw,insecure)"]));
+    let server = serve_with(config(exports.to_vec()), NullFs::new());
+    for name in names.iter().chain(&["/a/", "/c"]) {
+        mount(&url(&server, name), false).unwrap();
+    }
+    let mut c = RpcClient::connect(server.address(), TIMEOUT, false).unwrap();
+    let dump = |c: &mut RpcClient| {
+        let mut d = c.call((MOUNT, 3, 2), |_| ()).unwrap();
+        let mut paths = Vec::new();
+        while d.bool().unwrap() {
+            assert_eq!(&d.opaque(255).unwrap()[..], b"127.0.0.1");
+            paths.push(String::from_utf8(d.opaque(1024).unwrap().to_vec()).unwrap());
+        }
+        assert!(d.is_empty());
+        paths
+    };
+    assert_eq!(dump(&mut c), ["/a", "/a/", "/b", "/c"]);
+    for gone in ["/b", "/never"] {
+        let put = |e: &mut Enc| {
+            e.opaque(gone.as_bytes());
+        };
+        assert!(c.call((MOUNT, 3, 3), put).unwrap().is_empty());
+    }
+    assert_eq!(dump(&mut c), ["/a", "/a/", "/c"]);
+    assert!(c.call((MOUNT, 3, 4), |_| ()).unwrap().is_empty());
+    assert_eq!(dump(&mut c), [""; 0]);
 }
 
 #[test]

@@ -103,6 +103,10 @@ mount -t tmpfs none /run
 mkdir /run/rpcbind
 rpcbind -f &
 rpcbind=$!
+for _ in $(seq 100); do
+  rpcinfo -p 127.0.0.1 >/dev/null 2>&1 && break
+  sleep 0.1 # until it answers
+done
 serve() { # name, address:port; its process is $!
   "$trivet" up --dir "$work/$1" --size 1G --nfs "$2" >"$work/$1.log" 2>&1 &
   local it=$!

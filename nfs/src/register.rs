@@ -2,11 +2,12 @@
 //!
 //! A program number that another server holds (the kernel's lockd, another NFS server) is an
 //! error at start: clients find NLM by address alone, so half of their calls would go astray.
-//! What an earlier run of our own left behind is told from that by asking at the port: nobody
-//! answers there. A thread looks from time to time whether the entries are still there, because
-//! a restarted rpcbind has forgotten them.
+//! What an earlier run of our own left behind is told from that by asking at the port, at each
+//! address that something has it at: nobody answers there. A thread looks from time to time
+//! whether the entries are still there, because a restarted rpcbind has forgotten them.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -64,7 +65,7 @@ fn name_of(program: u32) -> &'static str {
 }
 
 fn local() -> SocketAddr {
-    (std::net::Ipv4Addr::LOCALHOST, PORT).into()
+    (Ipv4Addr::LOCALHOST, PORT).into()
 }
 
 /// What rpcbind has registered.
@@ -101,19 +102,75 @@ fn change(m: &Mapping, procedure: u32) -> Result<bool, ClientError> {
     Ok(d.bool()?)
 }
 
+/// Addresses of this machine at which something has a port, as the kernel's tables (`proc(5)`,
+/// `/proc/net/tcp` and its kin) list them; every address is the loopback one.
+fn listeners(table: &str, transport: Transport, port: u16) -> Vec<IpAddr> {
+    // TCP_LISTEN; of a datagram socket, that it has no peer.
+    let state = match transport {
+        Transport::Tcp => "0A",
+        Transport::Udp => "07",
+    };
+    let listener = |line: &str| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let (at, port_digits) = fields.next()?.split_once(':')?;
+        let here = u16::from_str_radix(port_digits, 16) == Ok(port);
+        if !here || fields.nth(1)? != state {
+            return None;
+        }
+        // In words of four bytes, each as the machine has it in memory.
+        let word = |i: usize| u32::from_str_radix(at.get(8 * i..8 * i + 8)?, 16).ok();
+        let ip: IpAddr = match at.len() {
+            8 => word(0)?.to_ne_bytes().into(),
+            32 => {
+                let mut bytes = [0; 16];
+                for (i, out) in bytes.chunks_exact_mut(4).enumerate() {
+                    out.copy_from_slice(&word(i)?.to_ne_bytes());
+                }
+                bytes.into()
+            }
+            _ => return None,
+        };
+        Some(match (ip.is_unspecified(), ip) {
+            (true, _) => Ipv4Addr::LOCALHOST.into(),
+            (false, ip) => ip,
+        })
+    };
+    table.lines().filter_map(listener).collect()
+}
+
+/// Where on this machine something could answer for this mapping: rpcbind's version 2 keeps no
+/// addresses, and a server may have one address alone.
+fn places(m: &Mapping) -> BTreeSet<IpAddr> {
+    let name = match m.transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    };
+    let tables = [name.to_owned(), format!("{name}6")];
+    let read = |t: &String| std::fs::read_to_string(format!("/proc/net/{t}")).unwrap_or_default();
+    let mut out: BTreeSet<IpAddr> = tables
+        .iter()
+        .flat_map(|t| listeners(&read(t), m.transport, m.port))
+        .collect();
+    // Where there are no such tables, the place that most servers have.
+    out.insert(Ipv4Addr::LOCALHOST.into());
+    out
+}
+
 /// Whether anybody answers for this mapping on this machine.
 fn answers(m: &Mapping) -> bool {
-    let at = SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), m.port);
     let what = (m.program, m.version, 0);
-    let answer = match m.transport {
-        Transport::Tcp => {
-            let client = RpcClient::connect(at, TIMEOUT, false);
-            client.and_then(|mut c| c.call(what, |_: &mut Enc| ()))
-        }
-        Transport::Udp => call_udp(at, Duration::from_millis(700), what, |_| ()),
-    };
-    // A refusal is an answer too.
-    matches!(answer, Ok(_) | Err(ClientError::Refused(_)))
+    places(m).into_iter().any(|ip| {
+        let at = SocketAddr::new(ip, m.port);
+        let answer = match m.transport {
+            Transport::Tcp => {
+                let client = RpcClient::connect(at, TIMEOUT, false);
+                client.and_then(|mut c| c.call(what, |_: &mut Enc| ()))
+            }
+            Transport::Udp => call_udp(at, Duration::from_millis(700), what, |_| ()),
+        };
+        // A refusal is an answer too.
+        matches!(answer, Ok(_) | Err(ClientError::Refused(_)))
+    })
 }
 
 /// Our entries in the system's rpcbind; taken back when dropped.
@@ -216,5 +273,45 @@ impl Drop for Registration {
             // rpcbind may be gone; then so are the entries.
             let _ = change(m, 2);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_is_found_at_its_own_address() {
+        let tcp = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt\n   \
+             0: 0100004D:0801 00000000:0000 0A 00000000:00000000 00:00000000 00000000\n   \
+             1: 00000000:0801 00000000:0000 0A 00000000:00000000 00:00000000 00000000\n   \
+             2: 0200004D:0801 0300004D:03E0 01 00000000:00000000 00:00000000 00000000\n   \
+             3: 0400004D:006F 00000000:0000 0A 00000000:00000000 00:00000000 00000000\n   \
+             4: 04:0801 00000000:0000 0A\n   5: :0801\n   6:\n";
+        let found = listeners(tcp, Transport::Tcp, 2049);
+        let first: IpAddr = u32::to_ne_bytes(0x0100_004d).into();
+        assert_eq!(found, [first, Ipv4Addr::LOCALHOST.into()]);
+        assert!(listeners(tcp, Transport::Udp, 2049).is_empty());
+        let udp6 =
+            "  7: 00000000000000000000000001000000:0801 00000000000000000000000000000000:0000 07";
+        let found = listeners(udp6, Transport::Udp, 2049);
+        let words = [0, 0, 0, 0x0100_0000_u32].map(u32::to_ne_bytes).concat();
+        let ip: [u8; 16] = words.try_into().unwrap_or_default();
+        assert_eq!(found, [IpAddr::from(ip)]);
+        #[cfg(target_endian = "little")]
+        assert_eq!(found, [IpAddr::from(std::net::Ipv6Addr::LOCALHOST)]);
+    }
+
+    #[test]
+    fn a_server_that_has_one_address_alone_is_found() {
+        let socket = std::net::TcpListener::bind("127.0.0.77:0").expect("a socket");
+        let port = socket.local_addr().expect("its address").port();
+        let m = Mapping {
+            program: 100_003,
+            version: 3,
+            transport: Transport::Tcp,
+            port,
+        };
+        assert!(places(&m).contains(&IpAddr::from([127, 0, 0, 77])));
     }
 }

@@ -1,6 +1,6 @@
 # nfstest, as tests/vm/nfstest.sh packed it. Guest b only lends itself to guest a, over ssh.
 # TESTS: what to run, each a program and its arguments with `+` for a blank.
-mount -t devpts devpts /dev/pts; chmod 777 /tmp
+mount -t devpts devpts /dev/pts; mkdir -p /dev/shm; mount -t tmpfs none /dev/shm; chmod 777 /tmp
 cd / && tar -xf /job/nfstest.tar && rm /job/nfstest.tar || exit 1
 export PYTHONPATH=/nfstest PYTHONDONTWRITEBYTECODE=1 TERM=dumb
 if [ "$NAME" = b ]; then

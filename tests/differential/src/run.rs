@@ -312,7 +312,8 @@ impl Run {
         }
         let pair = [&replies[0], &replies[1]];
         let mut text = call.text.clone();
-        if matches!(call.procedure, 1 | 4 | 16 | 17) && [pair[0].status, pair[1].status] == [0, 22] {
+        if matches!(call.procedure, 1 | 4 | 16 | 17) && [pair[0].status, pair[1].status] == [0, 22]
+        {
             // Nothing has changed since: whether it is refused for good is asked, not assumed.
             let side = &mut self.sides[1];
             let again = match call.procedure {

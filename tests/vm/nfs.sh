@@ -3,6 +3,7 @@
 # Usage: nfs.sh TRIVET [CASE...]; TRIVET is the program, cases are files verify proxmox locks fight
 # restart rpcbind fsx pjdfstest (these by default), and deaf pjdfstest-nolock cthon nfstest (long, or from
 # a checkout). The server is `trivet up`: three replicas, the file system, NFS.
+# cthon wants TRIVET_CTHON, nfstest TRIVET_NFSTEST (and TESTS, what of it; NFSTEST_SECONDS).
 # SEED=n repeats what verify and fsx did; STEPS, OPS and SEEDS say how much.
 set -u
 H=$(cd "$(dirname "$0")" && pwd); D=${TRIVET_VM:-$H/../../target/vm}

@@ -20,10 +20,11 @@ cp -r "$TRIVET_NFSTEST" "$T/nfstest"; rm -rf "$T/nfstest/.git"
 cp -L $python /usr/bin/tcpdump "$T/usr/bin/"; cp /usr/sbin/dropbear "$T/usr/sbin/"
 cp /usr/bin/dbclient /bin/mount /bin/umount "$T/bin/"
 # It asks for terminals that nobody needs.
-printf '#!/bin/sh\nwhile [ "$1" = -t ]; do shift; done\nexec dbclient -y -y -i /root/.ssh/id "$@"\n' > "$T/bin/ssh"; chmod 755 "$T/bin/ssh"
-dropbearkey -t ed25519 -f "$T/root/.ssh/id" | grep ^ssh- > "$T/root/.ssh/authorized_keys"
+printf '#!/bin/sh\nwhile [ "$1" = -t ]; do shift; done\nexec dbclient -y -y -i ~/.ssh/id "$@"\n' > "$T/bin/ssh"; chmod 755 "$T/bin/ssh"
+home=$T/root
+dropbearkey -t ed25519 -f "$home/.ssh/id" | grep ^ssh- > "$home/.ssh/authorized_keys"
 dropbearkey -t ed25519 -f "$T/etc/dropbear/dropbear_ed25519_host_key" > /dev/null
-chmod 700 "$T/root" "$T/root/.ssh"; chmod 600 "$T/root/.ssh/"*
+chmod 700 "$home" "$home/.ssh"; chmod 600 "$home/.ssh/"*
 find "$T" \( -name '*.so' -o -path '*bin/*' \) -type f -print0 | xargs -0 ldd 2>/dev/null | awk '/=> \//{print $3}' |
   sort -u | while read -r l; do mkdir -p "$T/lib/x86_64-linux-gnu"; cp -nL "$l" "$T/lib/x86_64-linux-gnu/"; done
 tar -C "$T" -cf "$out" .

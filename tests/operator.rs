@@ -446,6 +446,10 @@ fn a_scrub_finds_what_rots_while_a_client_writes() {
     let mut file = Written::new(&mut client);
     // More than half of what a log holds, so that some of it is in the extent files.
     file.more(&mut client, 300);
+    wait_for("all are in sync", || {
+        let text = String::from_utf8(cluster.trivet(&["status"]).stdout).unwrap();
+        text.matches("in sync").count() == 3
+    });
     let said = cluster.ok(&["scrub", "vms", "--rate", "1G"]);
     assert!(said.contains("all copies are good and alike"), "{said}");
 

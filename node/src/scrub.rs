@@ -108,7 +108,9 @@ impl ScrubReport {
         let mib = self.looked >> 20;
         let end = if self.stopped { "stopped" } else { "done" };
         let found = match (self.wrong_blocks, self.left_blocks) {
-            (0, _) => "all copies are good and alike".to_owned(),
+            (0, _) if self.looked == 0 && !self.unseen.is_empty() => "nothing is known".to_owned(),
+            (0, _) if self.unseen.is_empty() => "all copies are good and alike".to_owned(),
+            (0, _) => "nothing bad in what was looked at".to_owned(),
             (wrong, 0) => format!("{wrong} blocks had a bad copy, all repaired"),
             (wrong, left) => {
                 format!("{wrong} blocks had a bad copy, {left} of them NOT REPAIRED")

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use trivet_cluster::{Embedded, Options};
 use trivet_node::messages::{ActiveReport, Answer, Ask, ScrubAsk, ScrubReport};
+use trivet_replica::upstairs::Status;
 
 use super::cluster::{Cluster, ClusterArgs};
 use super::downstairs::failed as cluster_failed;
@@ -21,6 +22,8 @@ use crate::stop::Stop;
 const QUICK: Duration = Duration::from_secs(30);
 /// How often is looked while waiting.
 const LOOK: Duration = Duration::from_millis(300);
+/// Replicas on this machine are in sync again after this long, or not waited for.
+const JOINING: Duration = Duration::from_secs(10);
 /// The scrub is not seen for so long, and the wait is given up. What other nodes are like is heard
 /// of a little later.
 const UNHEARD: Duration = Duration::from_secs(15);
@@ -132,6 +135,12 @@ fn alone(dir: &Path, rate: u64, format: Format) -> Result<(), CliError> {
     let stop = Stop::on_signals()?;
     let embedded = Embedded::open(dir, Options::default()).map_err(|e| cluster_failed(&e))?;
     let volume = embedded.volume();
+    let whole = |s: &Status| s.members.iter().all(|m| m.in_sync);
+    let opened = Instant::now();
+    while !whole(&volume.status()) && opened.elapsed() < JOINING && !stop.asked() {
+        // The last one to be back joins by itself; who does not is said not to have been seen.
+        std::thread::sleep(LOOK);
+    }
     let begun = volume.with(|u, now| u.scrub(now, rate));
     begun.map_err(CliError::failed)?;
     let bar = bar("scrub");
@@ -179,11 +188,18 @@ fn finish(
             "the scrub of {what} was stopped"
         )));
     }
-    match report.left_blocks {
-        0 => Ok(()),
-        left => Err(
+    if report.left_blocks > 0 {
+        let left = report.left_blocks;
+        return Err(
             CliError::failed(format_args!("{left} blocks have a bad copy that stays"))
                 .hint("docs/guides/what-to-do-when.md, \"A scrub leaves bad copies\""),
+        );
+    }
+    match report.unseen.len() {
+        0 => Ok(()),
+        n => Err(
+            CliError::failed(format_args!("{n} replicas were not looked at everywhere"))
+                .hint("scrub again when all are in sync"),
         ),
     }
 }

@@ -17,7 +17,7 @@ impl Replica {
     ) {
         match self.plan_scrub(generation, block, count) {
             Ok(job) if held => {
-                self.reply(conn, id, &Reply::Scrubbed(job.run_as_it_is()), out);
+                self.reply(conn, id, &Reply::Scrubbed(job.run_held()), out);
             }
             Ok(job) => out.push(Out::Scrub(conn, id, job)),
             Err(refusal) => self.reply(conn, id, &Reply::Refused(refusal), out),

@@ -33,21 +33,31 @@ impl Store {
 }
 
 impl ScrubJob {
-    /// Reads and checks, from the disk where that can be had. What cannot be read is halved until
-    /// it is known which blocks it is: a failing disk is asked for each bad block a few times, not
-    /// for all blocks one by one.
+    /// Reads and checks, from the disk where that can be had. What cannot be read as a whole is
+    /// read block by block.
     pub fn run(&self) -> Scrubbed {
         self.0.forget_cached();
-        self.run_as_it_is()
-    }
-
-    /// The same, from memory if it is there: for a range that was read from the disk just before.
-    pub fn run_as_it_is(&self) -> Scrubbed {
         let (_, count) = self.0.asked();
         let mut sums = Vec::with_capacity(count as usize);
         let mut bad = Vec::new();
         look(&self.0, &mut sums, &mut bad);
         Scrubbed::Read { sums, bad }
+    }
+
+    /// The same under the owner's lock, from memory if it is there: for a range that was read just
+    /// before and overtaken. A disk that fails is not to hold the owner up: what cannot be read in
+    /// one go is left to be asked for again.
+    pub fn run_held(&self) -> Scrubbed {
+        let Ok(blocks) = self.0.run() else {
+            return Scrubbed::Overtaken;
+        };
+        let (first, _) = self.0.asked();
+        let wrong = self.0.mismatches(&blocks).into_iter();
+        let bad = wrong.map(|block| ((block - first.0) as u32, Bad::Content));
+        Scrubbed::Read {
+            bad: bad.collect(),
+            sums: blocks.sums,
+        }
     }
 }
 
@@ -62,8 +72,7 @@ fn look(job: &ReadJob, sums: &mut Vec<Checksum>, bad: &mut Vec<(u32, Bad)>) {
             sums.extend(blocks.sums);
         }
         Err(_) if count > 1 => {
-            look(&job.part(0, count / 2), sums, bad);
-            look(&job.part(count / 2, count - count / 2), sums, bad);
+            (0..count).for_each(|i| look(&job.part(i, 1), sums, bad));
         }
         Err(_) => {
             let kept = job.kept_sums();

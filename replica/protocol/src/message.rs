@@ -95,7 +95,8 @@ pub enum Request {
         block: u64,
         /// Number of blocks, at most [`MAX_SCRUB_BLOCKS`].
         count: u32,
-        /// Let nothing be written meanwhile, so that it cannot be [`Scrubbed::Overtaken`].
+        /// Let nothing be written meanwhile: then it is [`Scrubbed::Overtaken`] only if it cannot
+        /// be read in one go.
         held: bool,
     },
 }

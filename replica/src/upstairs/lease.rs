@@ -133,6 +133,7 @@ impl Upstairs {
         for wait in self.reads.end() {
             self.out.push(Effect::Read(wait, Err(error.clone())));
         }
+        self.scrub_reads_ended();
     }
 
     /// Renewals that were never answered must not pile up (invariant 10).

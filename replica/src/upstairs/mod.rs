@@ -268,6 +268,7 @@ impl Upstairs {
             }
         }
         self.scarce.ordered(batch);
+        self.scrub_ordered(batch);
         let seq = self.history.push(self.generation.number, batch.clone());
         self.pump_all();
         Submitted::At(seq)
@@ -512,7 +513,7 @@ impl Upstairs {
         }
         // An answer to something no longer wanted (an earlier attempt) is dropped.
         let Some(asked) = self.asked.remove(&id) else {
-            return self.on_unasked(now, link, reply);
+            return self.on_unasked(now, link, id, reply);
         };
         if asked.link != link {
             return;
@@ -544,12 +545,14 @@ impl Upstairs {
     }
 
     /// A refusal that answers a streamed frame (`Append`, `Sync`, `Copy`) has no request number.
-    fn on_unasked(&mut self, now: Now, link: LinkId, reply: Reply) {
+    fn on_unasked(&mut self, now: Now, link: LinkId, id: u64, reply: Reply) {
         if let Reply::Refused(refusal) = reply {
             match refusal {
                 Refusal::Fenced { .. } | Refusal::Removed(_) => {
                     self.on_refused(now, link, Ask::Renew, refusal);
                 }
+                // To something that is no longer wanted.
+                _ if id != 0 => {}
                 other => {
                     // Its disk is full or broken: it takes nothing more. It leaves the set when
                     // the stall bound passes; a new connection shows how it is then.

@@ -126,15 +126,16 @@ impl Upstairs {
         );
     }
 
-    /// Reads blocks for a repair of the scrub. Who has `tried` is not asked, and whose copy is said
-    /// to be bad there gets a good one.
+    /// Reads blocks for a repair of the scrub, from those whose copy it found good and nobody else.
     pub(super) fn read_for_scrub(
         &mut self,
         now: Now,
         repair: u64,
         (block, count): (Block, u32),
-        tried: Vec<(LinkId, bool)>,
+        good: &[LinkId],
     ) {
+        let others = self.links().filter(|l| !good.contains(l));
+        let tried = others.map(|l| (l, false)).collect();
         let wanted = Wanted {
             reader: Reader::Scrub(repair),
             block,
@@ -191,6 +192,9 @@ impl Upstairs {
 
     /// Every replica that can be asked was.
     fn no_copy(&mut self, now: Now, mut wanted: Wanted) {
+        if let Reader::Scrub(repair) = wanted.reader {
+            return self.scrub_repaired(repair, None);
+        }
         let bad = |l: LinkId| wanted.tried.iter().any(|t| t.0 == l && t.1);
         let set: Vec<_> = self.all_sets().collect();
         let all_bad = !set.is_empty() && set.iter().all(|m| self.link_of(*m).is_some_and(bad));
@@ -255,7 +259,7 @@ impl Upstairs {
                 return;
             }
             // It shows when the blocks are looked at again whether that did any good.
-            Reader::Scrub(id) => return self.scrub_repaired(id),
+            Reader::Scrub(id) => return self.scrub_repaired(id, None),
             Reader::Part(id, index) => (id, index),
         };
         let Some(split) = self.reads.splits.get_mut(&id) else {
@@ -318,6 +322,8 @@ impl Upstairs {
         if good {
             match op.wanted.reader {
                 Reader::Copy(link, job) => self.copy_read(now, (link, job), op.seen, &v),
+                // It knows itself whom to repair.
+                Reader::Scrub(repair) => return self.scrub_repaired(repair, Some(&v)),
                 reader => self.answer_read(now, reader, Ok(v.data.clone())),
             }
             for (bad, _) in op.wanted.tried.iter().filter(|t| t.1) {
@@ -370,9 +376,7 @@ impl Upstairs {
             return;
         }
         self.send_copy(to, block, &good.sums, &good.data);
-        // A scrub tells of its repairs itself, in one sum.
-        let tells = !matches!(op.wanted.reader, Reader::Scrub(_));
-        if let (true, Some(member)) = (tells, self.peer(to).member) {
+        if let Some(member) = self.peer(to).member {
             self.notice(Notice::Repaired {
                 member,
                 block: block.0,

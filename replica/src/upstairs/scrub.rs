@@ -31,9 +31,9 @@ use trivet_protocol::limits::MAX_SCRUB_BLOCKS;
 use trivet_protocol::{BLOCK_BYTES, MemberId, Now};
 
 use super::allowance::Allowance;
-use super::{Ask, LinkId, Notice, Upstairs};
+use super::{Ask, LinkId, Notice, Prepared, Upstairs};
 use crate::VolumeError;
-use jobs::Job;
+use jobs::{Job, Repair};
 use listing::Listing;
 
 pub use verdict::Matter;
@@ -77,11 +77,12 @@ pub struct ScrubStatus {
     pub place: u64,
     /// Blocks of the volume.
     pub blocks: u64,
-    /// Blocks looked at, each on all replicas in sync.
+    /// Blocks looked at, on all replicas in sync that answered.
     pub looked: u64,
     /// Blocks of which a copy was not as it should be.
     pub wrong: u64,
-    /// Of those: repaired, and found good after it.
+    /// Of those: repaired, and found good after it, in the log, by every replica concerned.
+    /// (Whether the disk keeps it in the end, the next scrub tells.)
     pub repaired: u64,
     /// Of those: not repaired, since no copy is good, none has a majority, or the repair failed.
     pub left: u64,
@@ -108,7 +109,9 @@ pub(super) struct Scrub {
     listed: u64,
     ranges: VecDeque<Range>,
     jobs: BTreeMap<u64, Job>,
-    repairs: BTreeMap<u64, Range>,
+    repairs: BTreeMap<u64, Repair>,
+    /// Listings in a row that nobody answered.
+    list_tries: u32,
     tally: Tally,
 }
 
@@ -122,7 +125,7 @@ struct Tally {
     findings: Vec<Finding>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Range {
     block: u64,
     count: u32,
@@ -130,8 +133,22 @@ struct Range {
     held: bool,
     /// How often it was asked for in vain, or was repaired.
     tries: u32,
-    /// It was repaired, and is looked at again.
-    again: bool,
+    /// Whose copies were repaired; it is looked at again. Nobody's: for the first time.
+    mended: Vec<MemberId>,
+}
+
+impl Range {
+    /// In two, where there are two blocks.
+    fn halves(self) -> impl Iterator<Item = Range> {
+        let first = self.count / 2;
+        let part = |from: u32, count: u32| Range {
+            block: self.block + u64::from(from),
+            count,
+            ..self.clone()
+        };
+        let parts = [part(0, first), part(first, self.count - first)];
+        parts.into_iter().filter(|r| r.count > 0)
+    }
 }
 
 impl Upstairs {
@@ -159,6 +176,7 @@ impl Upstairs {
             ranges: VecDeque::new(),
             jobs: BTreeMap::new(),
             repairs: BTreeMap::new(),
+            list_tries: 0,
             tally: Tally::default(),
         });
         self.notice(Notice::ScrubStarted);
@@ -192,7 +210,11 @@ impl Upstairs {
         };
         s.ended = Some(now);
         s.stopped = stopped;
-        let t = &s.tally;
+        let t = &mut s.tally;
+        if stopped {
+            // What was not yet repaired will not be.
+            t.left = t.wrong.saturating_sub(t.repaired);
+        }
         let done = Notice::ScrubDone {
             stopped,
             looked: t.looked,
@@ -210,15 +232,41 @@ impl Upstairs {
         };
         s.listing = None;
         let jobs = std::mem::take(&mut s.jobs).into_values().map(|j| j.range);
-        let repairs = std::mem::take(&mut s.repairs).into_values();
-        for range in jobs.chain(repairs).collect::<Vec<_>>() {
+        for range in jobs.collect::<Vec<_>>() {
             s.ranges.push_front(range);
         }
+        self.scrub_reads_ended();
         let ours = |a: &Ask| matches!(a, Ask::ScrubList | Ask::Scrub(_));
         self.asked.retain(|_, a| !ours(&a.what));
     }
 
+    /// Reads for repairs are not answered any more: they are begun again.
+    pub(super) fn scrub_reads_ended(&mut self) {
+        if let Some(s) = self.running_scrub() {
+            for repair in std::mem::take(&mut s.repairs).into_values() {
+                s.ranges.push_front(repair.range);
+            }
+        }
+    }
+
+    /// A batch was ordered: what it writes over is not repaired with what was there before.
+    pub(super) fn scrub_ordered(&mut self, batch: &Prepared) {
+        let Some(s) = self.running_scrub() else {
+            return;
+        };
+        for job in s.jobs.values_mut() {
+            job.touched |= batch.touches(job.range.block, u64::from(job.range.count));
+        }
+        for repair in s.repairs.values_mut() {
+            let range = &repair.range;
+            repair.touched |= batch.touches(range.block, u64::from(range.count));
+        }
+    }
+
     pub(super) fn tick_scrub(&mut self, now: Now) {
+        if !self.lease_valid(now) {
+            return;
+        }
         let Some(s) = self.running_scrub() else {
             return;
         };
@@ -304,7 +352,7 @@ impl Upstairs {
                 MAX_SCRUB_BLOCKS
             };
             if range.count > most {
-                let mut rest = range;
+                let mut rest = range.clone();
                 rest.block += u64::from(most);
                 rest.count -= most;
                 range.count = most;
@@ -321,7 +369,7 @@ impl Upstairs {
         let s = self.scrub.as_ref()?;
         let t = &s.tally;
         let ahead = s.ranges.iter().chain(s.jobs.values().map(|j| &j.range));
-        let first = ahead.filter(|r| !r.again).map(|r| r.block).min();
+        let first = ahead.filter(|r| r.mended.is_empty()).map(|r| r.block).min();
         Some(ScrubStatus {
             id: s.began.0 / 1_000_000,
             running: s.ended.is_none(),

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use trivet_protocol::message::{Request, Scrubbed};
-use trivet_protocol::{BLOCK_BYTES, Block, Checksum, MemberId, MemberKind, Now, Seq};
+use trivet_protocol::{BLOCK_BYTES, Block, Checksum, MemberId, MemberKind, Now};
 
-use super::super::{Ask, LinkId, Notice, Upstairs};
+use super::super::{Ask, LinkId, Notice, Upstairs, Verify};
 use super::verdict::{Look, Run, judge};
 use super::{Finding, MAX_FINDINGS, Range, TRIES};
 
@@ -14,17 +14,28 @@ use super::{Finding, MAX_FINDINGS, Range, TRIES};
 pub(super) struct Job {
     pub(super) range: Range,
     pub(super) asked: Now,
-    /// Everything ordered when it was asked for: what the answers reflect, to the entry.
-    pub(super) seen: Seq,
+    /// Something of it was ordered since.
+    pub(super) touched: bool,
     pub(super) waits: Vec<LinkId>,
     pub(super) looks: Vec<Look>,
     pub(super) overtaken: bool,
 }
 
+/// Blocks that are to be written anew, as soon as a good copy was read.
+#[derive(Debug)]
+pub(super) struct Repair {
+    /// Whose copies are bad is what is looked at afterwards.
+    pub(super) range: Range,
+    /// The checksums that the copy must have.
+    right: Vec<Checksum>,
+    /// Something of it was ordered since.
+    pub(super) touched: bool,
+}
+
 impl Upstairs {
     pub(super) fn look_at(&mut self, now: Now, range: Range) -> bool {
         let links = self.to_be_scrubbed();
-        let (id, seen) = (self.next_request, self.last());
+        let id = self.next_request;
         let Some(s) = self.running_scrub() else {
             return false;
         };
@@ -35,9 +46,9 @@ impl Upstairs {
         s.allowance
             .spend(u64::from(range.count) * BLOCK_BYTES as u64);
         let job = Job {
-            range,
+            range: range.clone(),
             asked: now,
-            seen,
+            touched: false,
             waits: links.clone(),
             looks: Vec::new(),
             overtaken: false,
@@ -105,31 +116,38 @@ impl Upstairs {
     }
 
     fn judge_job(&mut self, now: Now, job: Job) {
-        let mut range = job.range;
-        if job.overtaken || job.looks.is_empty() {
+        let mut range = job.range.clone();
+        let answered = job.looks.iter().map(|l| l.link);
+        let seen: BTreeSet<MemberId> = self.members_at(answered).collect();
+        // Whose copy was repaired has to show it.
+        let unproved = range.mended.iter().any(|m| !seen.contains(m));
+        if job.overtaken || job.looks.is_empty() || unproved {
             range.tries += u32::from(range.held || !job.overtaken);
-            range.held |= job.overtaken;
+            // What cannot be read quietly even under the lock is tried without it.
+            range.held ^= job.overtaken;
             if range.tries < TRIES {
-                if let Some(s) = self.running_scrub() {
-                    s.ranges.push_front(range);
-                }
-                return;
+                return self.look_again(range);
             }
         }
+        let again = !range.mended.is_empty();
         let looks = if job.overtaken { &[][..] } else { &job.looks };
-        self.count_unseen(range, looks);
-        let runs = judge(looks, range.count);
-        let links = |run: &Run| -> Vec<MemberId> {
-            let of = run.bad.iter().filter_map(|l| self.peer(*l).member);
-            of.collect()
-        };
+        let count = u64::from(range.count);
+        if again && (looks.is_empty() || unproved) {
+            if let Some(s) = self.running_scrub() {
+                s.tally.left += count;
+            }
+            return;
+        }
+        self.count_unseen(&range, looks);
+        let silent = self.all_sets().filter(|m| !seen.contains(m)).count();
+        let runs = judge(looks, range.count, silent);
         let findings: Vec<Finding> = runs
             .iter()
             .map(|run| Finding {
                 block: range.block + u64::from(run.first),
                 count: u64::from(run.count),
                 matter: run.matter,
-                members: links(run),
+                members: self.members_at(run.bad.iter().copied()).collect(),
             })
             .collect();
         let Some(s) = self.running_scrub() else {
@@ -137,40 +155,45 @@ impl Upstairs {
         };
         let t = &mut s.tally;
         let wrong: u64 = runs.iter().map(|r| u64::from(r.count)).sum();
-        match range.again {
-            true => t.repaired += u64::from(range.count) - wrong,
+        match again {
+            true => t.repaired += count.saturating_sub(wrong),
             false => {
-                t.looked += u64::from(range.count);
+                t.looked += if looks.is_empty() { 0 } else { count };
                 t.wrong += wrong;
             }
         }
         let given_up = |r: &Run| !r.matter.can_be_repaired() || range.tries >= TRIES;
         let left = runs.iter().filter(|r| given_up(r));
         t.left += left.map(|r| u64::from(r.count)).sum::<u64>();
-        if !range.again {
+        let mended: Vec<Vec<MemberId>> = findings.iter().map(|f| f.members.clone()).collect();
+        if !again {
             for finding in findings {
                 self.note_finding(finding);
             }
         }
-        for run in runs.iter().filter(|r| !given_up(r)) {
-            let part = Range {
+        for (run, mended) in runs.into_iter().zip(mended) {
+            if given_up(&run) {
+                continue;
+            }
+            let next = Range {
                 block: range.block + u64::from(run.first),
                 count: run.count,
-                held: range.held,
+                held: false,
                 tries: range.tries + 1,
-                again: true,
+                mended,
             };
-            self.repair_run(now, job.seen, run, part);
+            self.repair_run(now, job.touched, run, next);
         }
     }
 
+    fn members_at(&self, links: impl Iterator<Item = LinkId>) -> impl Iterator<Item = MemberId> {
+        links.filter_map(|l| self.peer(l).member)
+    }
+
     /// Replicas of the volume that said nothing of a range.
-    fn count_unseen(&mut self, range: Range, looks: &[Look]) {
-        let seen: BTreeSet<MemberId> = looks
-            .iter()
-            .filter_map(|l| self.peer(l.link).member)
-            .collect();
-        let Some(record) = self.record.as_ref().filter(|_| !range.again) else {
+    fn count_unseen(&mut self, range: &Range, looks: &[Look]) {
+        let seen: BTreeSet<MemberId> = self.members_at(looks.iter().map(|l| l.link)).collect();
+        let Some(record) = self.record.as_ref().filter(|_| range.mended.is_empty()) else {
             return;
         };
         let replicas = record.members.iter();
@@ -200,43 +223,69 @@ impl Upstairs {
         }
     }
 
-    fn repair_run(&mut self, now: Now, seen: Seq, run: &Run, part: Range) {
-        let (block, count) = (Block(part.block), part.count);
-        if run.unwritten {
-            // Nothing is read for it: it is written unless that has been done meanwhile.
-            if !self.history.touched_since(seen, block.0, u64::from(count)) {
-                let zeros = Bytes::from(vec![0; count as usize * BLOCK_BYTES]);
-                let sums = vec![Checksum::UNWRITTEN; count as usize];
-                for link in &run.bad {
-                    if self.peer(*link).flows() {
-                        self.send_copy(*link, block, &sums, &zeros);
-                    }
-                }
-            }
-            return self.look_again(part);
+    fn repair_run(&mut self, now: Now, touched: bool, run: Run, range: Range) {
+        let repair = Repair {
+            right: run.right,
+            range,
+            touched,
+        };
+        if repair.right.iter().all(Checksum::is_unwritten) {
+            let zeros = Bytes::from(vec![0; repair.right.len() * BLOCK_BYTES]);
+            return self.write_repair(repair, &zeros);
         }
         let id = self.next_request;
         self.next_request += 1;
+        let (block, count) = (Block(repair.range.block), repair.range.count);
+        // From here on the read shows what was ordered before.
+        let repair = Repair {
+            touched: false,
+            ..repair
+        };
         if let Some(s) = self.running_scrub() {
-            s.repairs.insert(id, part);
+            s.repairs.insert(id, repair);
         }
-        // Nobody is asked whose copy was not found good.
-        let others = self.links().filter(|l| !run.good.contains(l));
-        let tried = others.map(|l| (l, run.bad.contains(&l))).collect();
-        self.read_for_scrub(now, id, (block, count), tried);
+        self.read_for_scrub(now, id, (block, count), &run.good);
     }
 
-    /// A repair's read is over, and its copies are on their way; or there was nothing to read.
-    pub(in super::super) fn scrub_repaired(&mut self, id: u64) {
-        let part = self.running_scrub().and_then(|s| s.repairs.remove(&id));
-        if let Some(part) = part {
-            self.look_again(part);
+    /// The read for a repair is over, with verified content if there is any.
+    pub(in super::super) fn scrub_repaired(&mut self, id: u64, read: Option<&Verify>) {
+        let repair = self.running_scrub().and_then(|s| s.repairs.remove(&id));
+        let Some(repair) = repair else { return };
+        match read {
+            // What was voted for, and nothing else.
+            Some(v) if v.sums == repair.right => self.write_repair(repair, &v.data),
+            _ => self.look_again(repair.range),
         }
     }
 
-    fn look_again(&mut self, part: Range) {
+    /// Sends what is right to those whose copies are not, unless something newer was ordered since
+    /// it was known to be right. Then the blocks that this befell are found again in halves: all
+    /// replicas hold what was written over them, and the rest is repaired.
+    fn write_repair(&mut self, repair: Repair, data: &Bytes) {
+        let Repair {
+            right,
+            mut range,
+            touched,
+        } = repair;
+        if touched {
+            range.tries = range.tries.saturating_sub(1);
+            if let Some(s) = self.running_scrub() {
+                range.halves().for_each(|r| s.ranges.push_front(r));
+            }
+            return;
+        }
+        for member in &range.mended {
+            let link = self.link_of(*member).filter(|l| self.peer(*l).flows());
+            if let Some(link) = link {
+                self.send_copy(link, Block(range.block), &right, data);
+            }
+        }
+        self.look_again(range);
+    }
+
+    fn look_again(&mut self, range: Range) {
         if let Some(s) = self.running_scrub() {
-            s.ranges.push_front(part);
+            s.ranges.push_front(range);
         }
     }
 }

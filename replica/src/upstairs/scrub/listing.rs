@@ -4,7 +4,10 @@ use trivet_protocol::message::Request;
 use trivet_protocol::{Now, Seq};
 
 use super::super::{Ask, LinkId, Upstairs};
-use super::{PAGE, Range};
+use super::{PAGE, Range, TRIES};
+
+/// Blocks looked at where no listing can be had, before the next one is tried: 64 MiB.
+const UNLISTED: u64 = 16_384;
 
 /// A page of what is written, as all replicas know it.
 #[derive(Debug)]
@@ -52,7 +55,6 @@ impl Upstairs {
         ranges: &[(u64, u32)],
         next: Option<u64>,
     ) {
-        let blocks = self.record.as_ref().map_or(0, |r| r.blocks);
         let Some(s) = self.running_scrub() else {
             return;
         };
@@ -61,8 +63,9 @@ impl Upstairs {
             return;
         };
         let end = |(b, n): &(u64, u32)| b.saturating_add(u64::from(*n));
-        let sane = ranges.iter().all(|r| end(r) <= blocks) && next.is_none_or(|n| n > cursor);
-        if !sane {
+        // One that does not go forward would never end. (What lies beyond the volume is left out:
+        // a replica may have grown a moment before.)
+        if next.is_some_and(|n| n <= cursor) {
             return self.refuse_link(link, "a listing of what is written makes no sense".into());
         }
         listing.heard = true;
@@ -83,9 +86,19 @@ impl Upstairs {
         if !listing.waits.is_empty() {
             return;
         }
-        let Some(listing) = s.listing.take().filter(|l| l.heard) else {
+        let Some(mut listing) = s.listing.take() else {
             return;
         };
+        if !listing.heard {
+            s.list_tries += 1;
+            if s.list_tries < TRIES {
+                return;
+            }
+            // Nobody can tell what is there: it is looked at, written or not.
+            listing.upto = listing.upto.min(s.listed + UNLISTED);
+            listing.ranges = vec![(s.listed, listing.upto)];
+        }
+        s.list_tries = 0;
         let from = s.listed;
         s.listed = listing.upto;
         for (block, end) in united(listing.ranges, from, listing.upto) {
@@ -97,7 +110,7 @@ impl Upstairs {
                     count,
                     held: false,
                     tries: 0,
-                    again: false,
+                    mended: Vec::new(),
                 });
                 at += u64::from(count);
             }

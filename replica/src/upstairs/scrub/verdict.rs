@@ -48,8 +48,8 @@ pub(super) struct Run {
     pub first: u32,
     pub count: u32,
     pub matter: Matter,
-    /// Should read as unwritten.
-    pub unwritten: bool,
+    /// The checksums that are right, where it can be repaired.
+    pub right: Vec<Checksum>,
     /// Whose copies are not as they should be; of [`Matter::NoMajority`], everybody's.
     pub bad: Vec<LinkId>,
     /// Whose are.
@@ -57,15 +57,18 @@ pub(super) struct Run {
 }
 
 /// Runs of blocks that are not alike and good everywhere, ascending. Each look has `count`
-/// checksums.
-pub(super) fn judge(looks: &[Look], count: u32) -> Vec<Run> {
+/// checksums. `silent` replicas in sync did not say: each might be against it.
+pub(super) fn judge(looks: &[Look], count: u32, silent: usize) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for i in 0..count {
-        let Some(run) = judge_block(looks, i) else {
+        let Some(run) = judge_block(looks, i, silent) else {
             continue;
         };
         match runs.last_mut() {
-            Some(last) if last.first + last.count == i && last.alike(&run) => last.count += 1,
+            Some(last) if last.first + last.count == i && last.alike(&run) => {
+                last.count += 1;
+                last.right.extend(run.right);
+            }
             _ => runs.push(run),
         }
     }
@@ -73,9 +76,16 @@ pub(super) fn judge(looks: &[Look], count: u32) -> Vec<Run> {
 }
 
 impl Run {
+    /// Should read as unwritten; a run is so wholly or not at all.
+    pub fn unwritten(&self) -> bool {
+        self.right.first().is_some_and(Checksum::is_unwritten)
+    }
+
     fn alike(&self, other: &Run) -> bool {
-        let of = |r: &Run| (r.matter, r.unwritten);
-        of(self) == of(other) && self.bad == other.bad && self.good == other.good
+        self.matter == other.matter
+            && self.unwritten() == other.unwritten()
+            && self.bad == other.bad
+            && self.good == other.good
     }
 }
 
@@ -87,7 +97,7 @@ struct Copy {
     content: bool,
 }
 
-fn judge_block(looks: &[Look], i: u32) -> Option<Run> {
+fn judge_block(looks: &[Look], i: u32, silent: usize) -> Option<Run> {
     let copies: Vec<Copy> = looks
         .iter()
         .filter_map(|look| {
@@ -109,19 +119,19 @@ fn judge_block(looks: &[Look], i: u32) -> Option<Run> {
     if sound && copies.iter().all(|c| c.kept == first) {
         return None;
     }
-    let run = |matter, unwritten, bad, good| {
+    let run = |matter, right: Option<Checksum>, bad, good| {
         Some(Run {
             first: i,
             count: 1,
             matter,
-            unwritten,
+            right: right.into_iter().collect(),
             bad,
             good,
         })
     };
     let votes = || copies.iter().filter_map(|c| c.kept);
     let most = |sum: &Checksum| {
-        votes().filter(|v| v == sum).count() * 2 > votes().count()
+        votes().filter(|v| v == sum).count() * 2 > votes().count() + silent
             || breaks::on(Break::ScrubBelievesAnybody)
     };
     let Some(right) = votes().find(most) else {
@@ -130,7 +140,7 @@ fn judge_block(looks: &[Look], i: u32) -> Option<Run> {
             Some(_) => Matter::NoMajority,
             None => Matter::NoGoodCopy,
         };
-        return run(matter, false, all, Vec::new());
+        return run(matter, None, all, Vec::new());
     };
     let is_good = |c: &&Copy| c.content && c.kept == Some(right);
     let good: Vec<LinkId> = copies.iter().filter(is_good).map(|c| c.link).collect();
@@ -141,7 +151,7 @@ fn judge_block(looks: &[Look], i: u32) -> Option<Run> {
         () => Matter::Damaged,
     };
     let bad = bad.into_iter().map(|c| c.link).collect();
-    run(matter, right.is_unwritten(), bad, good)
+    run(matter, Some(right), bad, good)
 }
 
 #[cfg(test)]
@@ -164,7 +174,7 @@ mod tests {
     /// What is the matter, who is bad and who is good.
     fn of(looks: &[Look]) -> Option<(Matter, Vec<usize>, Vec<usize>)> {
         let index = |links: &[LinkId]| links.iter().map(|l| l.index()).collect();
-        let runs = judge(looks, 1);
+        let runs = judge(looks, 1, 0);
         assert!(runs.len() <= 1);
         runs.first()
             .map(|r| (r.matter, index(&r.bad), index(&r.good)))
@@ -207,6 +217,11 @@ mod tests {
         assert_eq!(of(&two), Some((NoMajority, vec![0, 1], vec![])));
         let three = [l(0, A, None), l(1, B, None), l(2, C, None)];
         assert_eq!(of(&three), Some((NoMajority, vec![0, 1, 2], vec![])));
+        // Who is silent might know better.
+        let known = [l(0, A, Some(Sum)), l(1, B, None)];
+        assert_eq!(judge(&known, 1, 1)[0].matter, NoMajority);
+        let known = [l(0, A, Some(Content)), l(1, A, None)];
+        assert_eq!(judge(&known, 1, 1)[0].matter, Damaged);
         // One alone.
         assert_eq!(of(&[l(0, A, None)]), None);
         let alone = [l(0, A, Some(Content))];
@@ -225,7 +240,7 @@ mod tests {
             look(1, &[A, B, C, B, A, A], &[]),
             look(2, &[A, B, C, B, A, A], &[]),
         ];
-        let runs = judge(&looks, 6);
+        let runs = judge(&looks, 6, 0);
         let short: Vec<_> = runs.iter().map(|r| (r.first, r.count, r.matter)).collect();
         assert_eq!(
             short,

@@ -19,6 +19,7 @@ end() {
 }
 trap end EXIT
 start() {
+  : >"$work/out" # what the last one said is not this one's word
   "$trivet" up --dir "$work/data" --size "$size" --mount "$mnt" >"$work/out" 2>>"$work/log" &
   pid=$!
   for _ in $(seq 300); do

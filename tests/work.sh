@@ -26,7 +26,6 @@ end() {
 trap end EXIT
 start() {
   : >"$work/out"
-  : >"$work/out" # what the last one said is not this one's word
   "$trivet" up --dir "$data" --size "$size" --no-nfs --mount "$mnt" >"$work/out" 2>>"$work/log" &
   pid=$!
   for _ in $(seq 600); do

@@ -7,6 +7,7 @@ mod common;
 use common::{Fake, World, id, record};
 use trivet_protocol::message::{DataState, Refusal, Reply, Request};
 use trivet_protocol::{GenerationTable, Seq};
+use trivet_replica::upstairs::{Effect, Submitted};
 
 /// A member that was removed and still runs answers every question with Removed.
 #[test]
@@ -251,4 +252,39 @@ fn settle_slowly(flaps: bool) {
         }
     }
     assert!(w.up.is_active(), "not active after 6 s");
+}
+
+/// A replica lagged until as much was kept for it as may be. When it had caught up nobody was told
+/// that there was room, for everything had long been durable on two of three: all writers stood
+/// still for seconds.
+#[test]
+fn who_waits_for_a_replica_that_lags_goes_on_when_it_has_caught_up() {
+    let mut w = World::new(&record(3, &[0, 1, 2]), &[&[(1, 9)], &[(1, 9)], &[(1, 9)]]);
+    for i in 0..3 {
+        w.connect(i);
+    }
+    w.activate();
+    w.tick(50);
+    w.fakes[2].syncs = false;
+    let mut last = Seq(0);
+    let full = (0..20_000).any(|n| match w.try_submit() {
+        Submitted::At(seq) => {
+            last = seq;
+            if n % 3000 == 0 {
+                // It is time for a sync.
+                w.tick(25);
+            }
+            false
+        }
+        other => matches!(other, Submitted::Full),
+    });
+    w.tick(25);
+    assert!(full, "up to {last}");
+    assert_eq!(w.up.commit(), last, "durable on two of three");
+    w.effects.clear();
+    w.durable(2, last.0);
+    w.pass();
+    let room = |e: &Effect| matches!(e, Effect::Room);
+    assert!(w.effects.iter().any(room), "nobody was told");
+    assert!(matches!(w.try_submit(), Submitted::At(_)));
 }

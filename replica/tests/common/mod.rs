@@ -341,12 +341,16 @@ impl World {
         }
     }
 
-    pub fn submit(&mut self) -> Seq {
+    pub fn try_submit(&mut self) -> Submitted {
         let data = Bytes::from(vec![1; BLOCK_BYTES]);
         let batch = Arc::new(Prepared::new(volume(), Batch::write(Block(3), data)));
         let s = self.up.submit(self.now, &batch);
         self.pass();
-        match s {
+        s
+    }
+
+    pub fn submit(&mut self) -> Seq {
+        match self.try_submit() {
             Submitted::At(seq) => seq,
             other => panic!("{other:?}"),
         }

@@ -20,11 +20,33 @@ const SOME_PORT: u16 = 1023;
 pub struct Known {
     connected: Vec<SocketAddr>,
     known: BTreeMap<IpAddr, Instant>,
+    /// Somebody has told since the daemon started.
+    told: bool,
 }
 
 impl Known {
+    /// Those of an earlier life of this daemon. How long ago that was nobody knows.
+    pub fn recalled(addresses: &[IpAddr], now: Instant) -> Known {
+        let known = addresses.iter().take(MAX_KNOWN).map(|a| (*a, now));
+        Known {
+            known: known.collect(),
+            ..Known::default()
+        }
+    }
+
+    /// Nobody has told of any since the daemon started.
+    pub fn is_new(&self) -> bool {
+        !self.told
+    }
+
+    /// Their addresses, in order.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.known.keys().copied().collect()
+    }
+
     /// These are connected now.
     pub fn learn(&mut self, connected: &[SocketAddr], now: Instant) {
+        self.told |= !connected.is_empty();
         self.connected = connected.to_vec();
         let addresses = connected.iter().map(|c| (c.ip(), now));
         self.known.extend(addresses);
@@ -67,6 +89,13 @@ mod tests {
         c.learn(&[b], now);
         let some = SocketAddr::new(a.ip(), SOME_PORT);
         assert_eq!(c.all(), [b, some]);
+        // One that was recalled is kept beside those that are told of later.
+        let mut later = Known::recalled(&c.addresses(), now);
+        assert!(later.is_new());
+        let d: SocketAddr = "10.0.0.3:702".parse().unwrap();
+        later.learn(&[d], now);
+        assert!(!later.is_new());
+        assert_eq!(later.addresses(), [a.ip(), b.ip(), d.ip()]);
         c.learn(&[], now + REMEMBER);
         assert!(c.all().is_empty(), "forgotten");
         let many: Vec<SocketAddr> = (0..1000u32)

@@ -35,6 +35,7 @@ use crate::messages::{
 use crate::role::Role;
 use crate::state::State;
 
+mod clients;
 mod keeper;
 mod look;
 
@@ -96,6 +97,7 @@ impl Node {
             let all: Vec<&str> = config.nodes.iter().map(|n| n.name.as_str()).collect();
             return Err(NodeError::NoSuchNode(name.to_owned(), all.join(", ")));
         }
+        let clients = clients::recall(state.dir());
         Ok(Arc::new(Node {
             name: name.to_owned(),
             started: Instant::now(),
@@ -104,7 +106,7 @@ impl Node {
             host: OnceLock::new(),
             roles: RwLock::default(),
             heard: Mutex::default(),
-            clients: Mutex::default(),
+            clients: Mutex::new(clients),
             state: Mutex::new(state),
             pools: Mutex::default(),
             mtu: Mutex::default(),
@@ -428,27 +430,6 @@ impl Node {
         let heard = lock(&self.heard);
         let mut fresh = heard.values().filter(|h| h.at.elapsed() < FRESH);
         fresh.all(|h| h.report.as_ref().is_none_or(|r| number(&r.wishes) >= own))
-    }
-
-    /// The clients of whoever was active last, and of those before lately.
-    pub fn clients_of(&self, volume: VolumeId) -> Vec<SocketAddr> {
-        let clients = lock(&self.clients);
-        clients.get(&volume).map_or(Vec::new(), Known::all)
-    }
-
-    fn learn_clients_anew(&self, volume: VolumeId, remembered: &[SocketAddr]) {
-        let mut clients = lock(&self.clients);
-        let of = clients.entry(volume).or_default();
-        if of.all().is_empty() {
-            of.learn(remembered, Instant::now());
-        }
-    }
-
-    /// These are connected to the active node.
-    pub fn learn_clients(&self, volume: VolumeId, connected: &[SocketAddr]) {
-        let mut clients = lock(&self.clients);
-        let of = clients.entry(volume).or_default();
-        of.learn(connected, Instant::now());
     }
 
     /// All nodes with fresh reports, this one among them, in the order of the configuration.

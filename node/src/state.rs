@@ -73,6 +73,11 @@ impl State {
         })
     }
 
+    /// Where it is kept.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Whether the node is out of service.
     pub fn drained(&self) -> bool {
         self.drained

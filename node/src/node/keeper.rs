@@ -1,5 +1,5 @@
-//! What nobody waits for: how much room the pools have, throwing away what a volume gave up, and
-//! finding new homes for the replicas of nodes that were given up.
+//! What nobody waits for: how much room the pools have, who the clients are, throwing away what a
+//! volume gave up, and finding new homes for the replicas of nodes that were given up.
 //!
 //! One thread, which looks every [`LOOK`]. Each step can be taken again: a crash in between, or
 //! another node that becomes active, leaves it to be found anew.
@@ -41,7 +41,8 @@ impl Node {
 
     fn keep(self: Arc<Self>) {
         let mut round = 0u32;
-        let mut told = None;
+        let (mut told, mut unkept) = (None, None);
+        let mut stored = super::clients::Addresses::new();
         while !self.stop.load(Ordering::Acquire) {
             if round.is_multiple_of(POOLS) {
                 let pools = look::pools(&self.config(), &self.name);
@@ -51,6 +52,13 @@ impl Node {
                 *lock(&self.mtu) = towards.and_then(|i| i.mtu);
             }
             round = round.wrapping_add(1);
+            if let Err(e) = self.keep_clients(&mut stored) {
+                let e = e.to_string();
+                if unkept.as_ref() != Some(&e) {
+                    tracing::warn!(error = e, "who the clients are is not stored");
+                    unkept = Some(e);
+                }
+            }
             self.throw_away_removed();
             for role in self.active_roles() {
                 self.give_up_silent(&role);

@@ -76,8 +76,9 @@ impl Host {
     /// Switches it on; its daemon does not run yet.
     ///
     /// # Errors
-    /// A namespace cannot be made.
+    /// A namespace cannot be made, or the disk's process does not answer.
     pub fn power_on(&mut self) -> Result<()> {
+        self.disk.command("on")?;
         let ready = self.dir.join("on");
         // Told apart from that of an earlier life.
         let _ = std::fs::remove_file(&ready);
@@ -137,6 +138,17 @@ impl Host {
             ended(serve, "a daemon")?;
         }
         ended(&mut r.outer, "a host")
+    }
+
+    /// The same, and of what its disk had not synced about `keep` percent is left: any sectors. What
+    /// was lost, in words.
+    ///
+    /// # Errors
+    /// Something does not end, or the disk's process does not answer.
+    pub fn power_cut(&mut self, seed: u64, keep: u8) -> Result<String> {
+        // Ended first: nothing of it shall hear of a disk that fails.
+        self.power_off()?;
+        self.disk.command(&format!("cut seed={seed} keep={keep}"))
     }
 
     /// A command on it, as somebody would type it there.

@@ -39,10 +39,12 @@ pub enum Event {
     Kill,
     /// The same of daemon and supervisor together, as the kernel does when memory is short.
     KillBoth,
-    /// The active host: all its processes, and its link.
+    /// The active host loses power: all its processes, its link, and what its disk had not synced.
     LoseNode,
     /// The host of a standby likewise.
     LoseStandby,
+    /// All hosts likewise, at once.
+    LoseAll,
     /// The active daemon stands still for 1 to 6 s.
     Pause,
     /// The active host's cable.
@@ -84,13 +86,14 @@ pub type Bar = (f64, f64);
 
 impl Event {
     /// All, some more often: what a run draws from.
-    const DECK: [Event; 23] = [
+    const DECK: [Event; 24] = [
         Event::Kill,
         Event::Kill,
         Event::KillBoth,
         Event::LoseNode,
         Event::LoseNode,
         Event::LoseStandby,
+        Event::LoseAll,
         Event::Pause,
         Event::CutActive,
         Event::CutStandby,
@@ -117,6 +120,7 @@ impl Event {
             Event::KillBoth => "daemon and supervisor killed",
             Event::LoseNode => "whole node gone and back",
             Event::LoseStandby => "standby node gone and back",
+            Event::LoseAll => "all nodes gone and back",
             Event::Pause => "daemon stopped 1 to 6 s",
             Event::CutActive => "active node's cable",
             Event::CutStandby => "a standby's cable",
@@ -288,6 +292,7 @@ impl Nemesis<'_> {
             Event::KillBoth => self.kill(active, generation, true),
             Event::LoseNode => self.lose(active, Some(generation)),
             Event::LoseStandby => self.lose(&standby, None),
+            Event::LoseAll => self.lose_all(generation),
             Event::Pause => self.pause(active),
             Event::CutActive => self.cut(active),
             Event::CutStandby => self.cut(&standby),
@@ -429,7 +434,7 @@ impl Nemesis<'_> {
 
     fn lose(&mut self, name: &str, taken_from: Option<u64>) -> Result<()> {
         self.lab.cable(name, false)?;
-        self.lab.host(name)?.power_off()?;
+        self.power_cut(name)?;
         match taken_from {
             Some(generation) => self.taken(generation)?,
             None => {
@@ -439,6 +444,38 @@ impl Nemesis<'_> {
         }
         let away = self.seconds(0, 3);
         self.stop.sleep(away)?;
+        self.power_on(name)
+    }
+
+    /// What was acknowledged is on the disks, or lost. The cables go first: what one of them still
+    /// acknowledges is heard by nobody.
+    fn lose_all(&mut self, generation: u64) -> Result<()> {
+        let names: Vec<String> = self.lab.hosts.iter().map(|h| h.name.clone()).collect();
+        for name in &names {
+            self.lab.cable(name, false)?;
+        }
+        for name in &names {
+            self.power_cut(name)?;
+        }
+        let away = self.seconds(0, 3);
+        self.stop.sleep(away)?;
+        for name in &names {
+            self.power_on(name)?;
+        }
+        self.taken(generation)
+    }
+
+    fn power_cut(&mut self, name: &str) -> Result<()> {
+        let keep = [0, 50, 100];
+        let which = usize::try_from(self.rng.below(keep.len() as u64)).unwrap_or_default();
+        let keep = keep.get(which).copied().unwrap_or_default();
+        let seed = self.rng.below(u64::MAX);
+        let lost = self.lab.host(name)?.power_cut(seed, keep)?;
+        println!("{name} without power: {lost}");
+        Ok(())
+    }
+
+    fn power_on(&mut self, name: &str) -> Result<()> {
         self.lab.cable(name, true)?;
         let host = self.lab.host(name)?;
         host.power_on()?;

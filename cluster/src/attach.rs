@@ -47,7 +47,8 @@ pub struct Attach {
     pub accept_data_loss: bool,
 }
 
-struct Local(Arc<Served>);
+/// A replica that this process serves, for its own upstairs to read from.
+pub struct Local(pub Arc<Served>);
 
 impl LocalReplica for Local {
     fn member(&self) -> MemberId {

@@ -26,7 +26,7 @@ mod recover;
 pub mod volume_file;
 
 pub use adopt::Adoptable;
-pub use attach::{Attach, Reach, attach};
+pub use attach::{Attach, Local, Reach, attach};
 pub use create::create;
 pub use embedded::{Embedded, Options};
 pub use error::{ClusterError, Problem, Result};

@@ -190,6 +190,7 @@ fn streams_do_not_occupy_the_mount() {
         .map(|i| File::create(path(i)).unwrap())
         .collect();
     fs::write(path(streams), [7; 4096]).unwrap();
+    let inside = || h.volume.admissions.load(Ordering::Acquire);
     let full_up = h.volume.full_up.lock().unwrap();
     std::thread::scope(|s| {
         let write = |(i, file): (usize, File)| {
@@ -197,8 +198,8 @@ fn streams_do_not_occupy_the_mount() {
             s.spawn(move || file.write_all_at(&data, 0).unwrap())
         };
         let all: Vec<_> = files.into_iter().enumerate().map(write).collect();
-        // Long enough for each of them to have reached us.
-        std::thread::sleep(Duration::from_millis(300));
+        // Until as many wait as are let in.
+        eventually("the writers wait", || inside() >= options.threads / 2);
         let (tx, done) = std::sync::mpsc::channel();
         let (none, small) = (h.dir.path().join("none"), path(streams));
         let asks = s.spawn(move || {
@@ -239,6 +240,7 @@ fn what_waits_at_the_end_of_the_connection_is_not_written() {
         .map(|i| File::create(path(i)).unwrap())
         .collect();
     let before = h.fs.statfs().unwrap().free_bytes;
+    let inside = || h.volume.admissions.load(Ordering::Acquire);
     let full_up = h.volume.full_up.lock().unwrap();
     std::thread::scope(|s| {
         let write = |file: File| {
@@ -246,8 +248,8 @@ fn what_waits_at_the_end_of_the_connection_is_not_written() {
             s.spawn(move || file.write_all_at(&data, 0))
         };
         let all: Vec<_> = files.into_iter().map(write).collect();
-        // Long enough for each of them to have reached us; one that has not fails all the same.
-        std::thread::sleep(Duration::from_millis(300));
+        // Those that are let in; one that has not reached us fails all the same.
+        eventually("the writers wait", || inside() >= options.threads / 2);
         h.volume.held.store(false, Ordering::Release);
         let empty = || fs::read_dir(h.dir.path()).is_ok_and(|d| d.count() == 0);
         eventually("unmounting", empty);

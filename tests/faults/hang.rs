@@ -7,10 +7,26 @@ use trivet_replica::Volume;
 use trivet_replica::upstairs::Notice;
 
 use crate::common::{History, seed};
-use crate::world::{BLOCKS, Between, World, Writer, bytes_of, wait_for};
+use crate::world::{Attached, BLOCKS, Between, World, Writer, bytes_of, wait_for};
 
 /// Two leases and a half.
 const HANG: Duration = Duration::from_secs(5);
+
+/// Reads eight blocks here and there, every `step`th place from the `first` on; how many times, and
+/// how long the slowest took.
+fn read_until(attached: &Attached, end: Instant, first: u64, step: u64) -> (u64, Duration) {
+    let (mut place, mut reads, mut longest) = (first, 0, Duration::ZERO);
+    let mut out = vec![0; bytes_of(8)];
+    while Instant::now() < end {
+        let one = Instant::now();
+        let block = (place * 37) % (BLOCKS - 8);
+        attached.volume.read(Block(block), &mut out).unwrap();
+        longest = longest.max(one.elapsed());
+        place += step;
+        reads += 1;
+    }
+    (reads, longest)
+}
 
 #[test]
 fn two_of_three_disks_hang_and_the_lease_is_kept() {
@@ -35,17 +51,9 @@ fn two_of_three_disks_hang_and_the_lease_is_kept() {
         std::thread::park_timeout(Duration::from_millis(500));
         writer.flushed() == before
     });
-    let (mut reads, mut longest) = (0, Duration::ZERO);
-    let mut out = vec![0; bytes_of(8)];
-    while began.elapsed() < HANG {
-        let one = Instant::now();
-        let block = (reads * 37) % (BLOCKS - 8);
-        attached.volume.read(Block(block), &mut out).unwrap();
-        longest = longest.max(one.elapsed());
-        reads += 1;
-        // ... reads go on, within a lease that never ran out.
-        assert!(!attached.heard(|n| *n == Notice::LeaseLapsed));
-    }
+    // ... reads go on, within a lease that never ran out.
+    let (reads, longest) = read_until(&attached, began + HANG, 0, 1);
+    assert!(!attached.heard(|n| *n == Notice::LeaseLapsed));
     let held_up = writer.flushed();
     for i in 0..2 {
         world.disk(i).clear();
@@ -89,18 +97,7 @@ fn the_disk_beside_the_volume_hangs_and_reads_go_on() {
     let readers: Vec<_> = (0..4)
         .map(|n| {
             let attached = attached.clone();
-            std::thread::spawn(move || {
-                let (mut reads, mut longest) = (n, Duration::ZERO);
-                let mut out = vec![0; bytes_of(8)];
-                while began.elapsed() < HANG {
-                    let one = Instant::now();
-                    let block = (reads * 37) % (BLOCKS - 8);
-                    attached.volume.read(Block(block), &mut out).unwrap();
-                    longest = longest.max(one.elapsed());
-                    reads += 4;
-                }
-                (reads, longest)
-            })
+            std::thread::spawn(move || read_until(&attached, began + HANG, n, 4))
         })
         .collect();
     wait_for("the readers have read, or hang", || {

@@ -11,16 +11,17 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use rustix::process::Signal;
 use trivet_cluster::Host;
+use trivet_cluster::Local;
 use trivet_cluster::process::Downstairs;
 use trivet_downstairs::member::MemberState;
 use trivet_downstairs::pool::Pool;
-use trivet_downstairs::server::{Listen, Served};
+use trivet_downstairs::server::Listen;
 use trivet_downstairs::{Region, Store};
 use trivet_faultfs::{Control, Mounted, skipped};
 use trivet_protocol::frame::Versions;
 use trivet_protocol::{
-    BLOCK_BYTES, Block, Checksum, Generation, MemberId, MemberInfo, MemberKind, Millis,
-    NullRecorder, Position, Record, RecordVersion, Seq, VolumeId,
+    BLOCK_BYTES, MemberId, MemberInfo, MemberKind, Millis, NullRecorder, Position, Record,
+    RecordVersion, VolumeId,
 };
 use trivet_replica::driver::{LocalReplica, ReplicatedVolume, Start};
 use trivet_replica::upstairs::{ActivateOptions, Config, Limits, LinkId, Notice};
@@ -372,7 +373,7 @@ impl World {
             addresses: self.nodes.iter().map(|n| vec![n.address]).collect(),
             security: Security::Plain,
             versions: Versions::default(),
-            local: local.map(|l| Arc::new(Beside(l)) as Arc<dyn LocalReplica>),
+            local: local.map(|l| Arc::new(Local(l)) as Arc<dyn LocalReplica>),
             recorder: Arc::new(NullRecorder),
         })
         .unwrap();
@@ -393,25 +394,6 @@ impl World {
             }
         });
         Arc::new(Attached { volume, heard })
-    }
-}
-
-/// The replica that this process serves.
-struct Beside(Arc<Served>);
-
-impl LocalReplica for Beside {
-    fn member(&self) -> MemberId {
-        self.0.member()
-    }
-
-    fn read_local(
-        &self,
-        generation: Generation,
-        seen: Seq,
-        block: Block,
-        count: u32,
-    ) -> Option<(bytes::Bytes, Vec<Checksum>)> {
-        self.0.read_local(generation, seen, block, count)
     }
 }
 

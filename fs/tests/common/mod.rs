@@ -5,7 +5,7 @@ pub mod model;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use trivet_replica::volume::*;
@@ -23,6 +23,8 @@ pub struct MemVolume {
     pub held: AtomicBool,
     /// While it is locked nothing large is admitted.
     pub full_up: Mutex<()>,
+    /// Large writes that have asked to be admitted.
+    pub admissions: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -42,6 +44,7 @@ impl MemVolume {
             full: AtomicBool::new(false),
             held: AtomicBool::new(true),
             full_up: Mutex::default(),
+            admissions: AtomicUsize::new(0),
         }
     }
 
@@ -130,6 +133,7 @@ impl Volume for MemVolume {
     }
 
     fn admit(&self, _: u64) -> Admission<'_> {
+        self.admissions.fetch_add(1, Ordering::AcqRel);
         drop(self.full_up.lock().unwrap());
         Admission::default()
     }

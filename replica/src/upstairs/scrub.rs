@@ -10,9 +10,9 @@
 //!    changed while it read says so, and it is asked for anew in small pieces that are read under
 //!    its lock.
 //! 3. *Judge*: see [`verdict`].
-//! 4. *Repair* from a good copy, verified end to end, by the way that repairs after bad reads go:
-//!    never over anything newer. Then the blocks are looked at once more; only what is found good
-//!    then counts as repaired.
+//! 4. *Repair* from a good copy: what is read must have the checksums that were voted for, and it
+//!    is written only if nothing newer was ordered meanwhile. Then the blocks are looked at once
+//!    more; only what is found good then counts as repaired.
 //!
 //! A replica that is not in sync, or does not answer, is not waited for; how much was not seen of
 //! it is reported. A new reign of this upstairs goes on where the last one was; a takeover ends it.
@@ -264,9 +264,6 @@ impl Upstairs {
     }
 
     pub(super) fn tick_scrub(&mut self, now: Now) {
-        if !self.lease_valid(now) {
-            return;
-        }
         let Some(s) = self.running_scrub() else {
             return;
         };
@@ -320,8 +317,11 @@ impl Upstairs {
         all.then_some(links)
     }
 
-    /// Starts whatever can be started.
+    /// Starts whatever can be started; nothing without the lease (invariant 2).
     fn drive_scrub(&mut self, now: Now) {
+        if !self.lease_valid(now) {
+            return;
+        }
         let busy = self.last() > self.commit || !self.flushes.is_empty();
         let window = if busy { 1 } else { WINDOW };
         let blocks = self.record.as_ref().map_or(0, |r| r.blocks);

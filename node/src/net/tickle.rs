@@ -10,9 +10,9 @@
 //! for a minute. So all ports below 1024 that NFS clients use are told, at every address that is
 //! on the list: what fits nothing there is answered with a reset, which fits nothing here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -32,70 +32,109 @@ const BURST: usize = 64;
 /// Between two bursts.
 const BREATH: Duration = Duration::from_millis(2);
 
-/// The clients first, then whatever else may be a connection of theirs.
-fn with_reserved_ports(clients: &[SocketAddr]) -> Vec<SocketAddrV4> {
-    let v4 = clients.iter().take(MAX_CLIENTS).filter_map(|c| match c {
-        SocketAddr::V4(c) => Some(*c),
-        SocketAddr::V6(_) => None,
-    });
-    let known: BTreeSet<SocketAddrV4> = v4.collect();
-    let addresses: BTreeSet<Ipv4Addr> = known.iter().map(|c| *c.ip()).collect();
-    let reserved = |ip: Ipv4Addr| RESERVED.map(move |port| SocketAddrV4::new(ip, port));
-    let others = addresses.into_iter().take(MAX_ADDRESSES).flat_map(reserved);
+/// The clients of the family of `from` first, then whatever else may be a connection of theirs.
+fn with_reserved_ports(from: SocketAddr, clients: &[SocketAddr]) -> Vec<SocketAddr> {
+    let same = |c: &&SocketAddr| c.is_ipv4() == from.is_ipv4();
+    let known: BTreeSet<SocketAddr> = clients
+        .iter()
+        .take(MAX_CLIENTS)
+        .filter(same)
+        .copied()
+        .collect();
+    // With any port, so that the scope of a link's own address is kept.
+    let addresses: BTreeMap<IpAddr, SocketAddr> = known.iter().map(|c| (c.ip(), *c)).collect();
+    let reserved = |at: SocketAddr| {
+        RESERVED.map(move |port| {
+            let mut to = at;
+            to.set_port(port);
+            to
+        })
+    };
+    let others = addresses
+        .into_values()
+        .take(MAX_ADDRESSES)
+        .flat_map(reserved);
     let others: Vec<_> = others.filter(|c| !known.contains(c)).collect();
     known.into_iter().chain(others).collect()
 }
 
-/// Sends one such segment from `from` to each of `clients` of its own address family (IPv4; over
-/// IPv6 clients notice by their own retries).
+/// Sends one such segment from `from` to each of `clients` of its own address family.
 ///
 /// # Errors
 /// It takes CAP_NET_RAW.
 pub fn tickle(from: SocketAddr, clients: &[SocketAddr]) -> io::Result<()> {
-    let SocketAddr::V4(from) = from else {
-        return Ok(());
-    };
     let mut socket = None;
-    for (n, to) in with_reserved_ports(clients).into_iter().enumerate() {
+    for (n, to) in with_reserved_ports(from, clients).into_iter().enumerate() {
         if n % BURST == BURST - 1 {
             // A rate; nothing waits for this thread.
             std::thread::sleep(BREATH);
         }
         let socket = match &socket {
             Some(s) => s,
-            // IPPROTO_RAW: the header is in what is sent.
-            None => socket.insert(Socket::new(
-                Domain::IPV4,
-                Type::RAW,
-                Some(Protocol::from(255)),
-            )?),
+            None => socket.insert(sender(from)?),
         };
         // One that cannot be reached does not keep the others from being told.
-        let _ = socket.send_to(&segment(from, to), &SocketAddr::V4(to).into());
+        let _ = send(socket, from, to);
     }
     Ok(())
 }
 
-/// An IPv4 packet with a bare TCP acknowledgement.
-fn segment(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
+/// What sends segments of our own making.
+fn sender(from: SocketAddr) -> io::Result<Socket> {
+    match from {
+        // IPPROTO_RAW: the header is in what is sent.
+        SocketAddr::V4(_) => Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))),
+        // The kernel makes the header; it is told the source by the socket's own address.
+        SocketAddr::V6(_) => {
+            let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::TCP))?;
+            socket.bind(&SocketAddr::new(from.ip(), 0).into())?;
+            Ok(socket)
+        }
+    }
+}
+
+fn send(socket: &Socket, from: SocketAddr, mut to: SocketAddr) -> io::Result<()> {
+    let segment = segment(from, to);
+    let packet = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => packet(from, to, &segment),
+        _ => segment,
+    };
+    // The port of a raw socket's destination is the number of a protocol, or nothing (raw(7)).
+    to.set_port(0);
+    socket.send_to(&packet, &to.into()).map(drop)
+}
+
+/// A bare TCP acknowledgement.
+fn segment(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     let mut tcp = Vec::with_capacity(20);
     tcp.extend(from.port().to_be_bytes());
     tcp.extend(to.port().to_be_bytes());
     tcp.extend([0; 8]);
     // Header of five words, ACK, no window, checksum (below), no urgent data.
     tcp.extend([0x50, 0x10, 0, 0, 0, 0, 0, 0]);
-    let mut pseudo = Vec::with_capacity(32);
-    pseudo.extend(from.ip().octets());
-    pseudo.extend(to.ip().octets());
-    pseudo.extend([0, 6, 0, 20]);
-    pseudo.extend(&tcp);
-    let sum = checksum(&pseudo).to_be_bytes();
+    let mut summed = Vec::with_capacity(60);
+    for address in [from.ip(), to.ip()] {
+        match address {
+            IpAddr::V4(ip) => summed.extend(ip.octets()),
+            IpAddr::V6(ip) => summed.extend(ip.octets()),
+        }
+    }
+    // Protocol and length: their places differ in the two families (RFC 9293 3.1, RFC 8200 8.1),
+    // which makes no difference to a sum.
+    summed.extend([0, 6, 0, 20]);
+    summed.extend(&tcp);
+    let sum = checksum(&summed).to_be_bytes();
     tcp.splice(16..18, sum);
+    tcp
+}
+
+/// It, with the header of IPv4.
+fn packet(from: Ipv4Addr, to: Ipv4Addr, tcp: &[u8]) -> Vec<u8> {
     // Version 4, five words; identification and header checksum are the kernel's; do not
     // fragment; 64 hops; TCP.
     let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
-    packet.extend(from.ip().octets());
-    packet.extend(to.ip().octets());
+    packet.extend(from.octets());
+    packet.extend(to.octets());
     packet.extend(tcp);
     packet
 }
@@ -121,29 +160,34 @@ mod tests {
         let known: Vec<SocketAddr> = vec![
             "10.0.0.7:40000".parse().unwrap(),
             "10.0.0.7:700".parse().unwrap(),
-            "[fe80::1]:700".parse().unwrap(),
+            "[fe80::1%3]:700".parse().unwrap(),
         ];
-        let all = with_reserved_ports(&known);
+        let (v4, v6) = (known[0], known[2]);
+        let all = with_reserved_ports(v4, &known);
         assert_eq!(all.len(), 425, "424 reserved ones and a high one");
-        let first: Vec<SocketAddr> = all[..2].iter().map(|c| (*c).into()).collect();
-        assert_eq!(
-            first,
-            [known[1], known[0]],
-            "those that are known come first"
-        );
-        assert!(with_reserved_ports(&[]).is_empty());
+        let known_first = [known[1], known[0]];
+        assert_eq!(all[..2], known_first, "those that are known come first");
+        let all = with_reserved_ports(v6, &known);
+        assert_eq!((all.len(), all[0]), (424, v6));
+        let scoped = |c: &SocketAddr| matches!(c, SocketAddr::V6(c) if c.scope_id() == 3);
+        assert!(all.iter().all(scoped), "an address of a link stays on it");
+        assert!(with_reserved_ports(v4, &[]).is_empty());
         let many: Vec<SocketAddr> = (0..400u32)
             .map(|n| SocketAddr::new(Ipv4Addr::from(n).into(), 40_000))
             .collect();
-        let all = with_reserved_ports(&many);
+        let all = with_reserved_ports(v4, &many);
         assert_eq!(all.len(), 400 + MAX_ADDRESSES * 424);
     }
 
     #[test]
     fn the_segment_verifies() {
-        let from: SocketAddrV4 = "10.0.0.10:2049".parse().unwrap();
-        let to: SocketAddrV4 = "10.0.0.7:871".parse().unwrap();
-        let p = segment(from, to);
+        let from: SocketAddr = "10.0.0.10:2049".parse().unwrap();
+        let to: SocketAddr = "10.0.0.7:871".parse().unwrap();
+        let ip = |a: SocketAddr| match a.ip() {
+            IpAddr::V4(ip) => ip,
+            IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+        };
+        let p = packet(ip(from), ip(to), &segment(from, to));
         assert_eq!(p.len(), 40);
         let mut pseudo = p[12..20].to_vec();
         pseudo.extend([0, 6, 0, 20]);

@@ -1,10 +1,13 @@
 // One stream of durable writes, for the guest, while the server moves from host to host:
 //   durable DIR END SEED
+//   durable --was COUNT DIR SEED
 // Until the file END exists: writes 4 KiB blocks of one file, one after the other, through O_DIRECT,
 // write and fsync, or O_SYNC, and prints a + for each when it is durable; reads blocks back, past the
 // cache and through it; makes, renames and removes names, each of which must work exactly once. Any
 // error is the end. At last everything is read again. Prints what was done, and the longest time
 // between two durable writes by this guest's own clock; 1 with what was wrong.
+// --was: the guest that wrote there is gone, and had printed COUNT times +. Each block must hold what
+// was durable by then, or one of the few writes after it.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -18,6 +21,7 @@
 #define BLOCKS 256
 #define SIZE 4096
 #define PACE 5000  // microseconds
+#define AFTER 16   // writes that may have happened without their + having been seen
 
 static uint64_t state, seed;
 static uint64_t number[BLOCKS];
@@ -78,8 +82,41 @@ static double now(void) {
     return t.tv_sec + t.tv_nsec / 1e9;
 }
 
+// The same choices as in main, without doing anything.
+static void was(unsigned count) {
+    static uint64_t last[BLOCKS];
+    for (unsigned steps = 0; steps < count + AFTER; steps++) {
+        below(3);
+        unsigned block = below(BLOCKS);
+        last[block]++;
+        if (steps < count) number[block]++;
+        if (steps % 2 == 0) below(BLOCKS);
+    }
+    for (unsigned block = 0; block < BLOCKS; block++) {
+        ssize_t got = pread(fd[0], buf, SIZE, (off_t)block * SIZE);
+        if (got < 0) fail("read", block);
+        memset(buf + got, 0, SIZE - got);
+        uint64_t n = number[block];
+        for (content(want, block, n); memcmp(buf, want, SIZE); content(want, block, n))
+            if (n++ == last[block]) {
+                printf("block %u is neither its number %llu, which was durable, nor a later one\n",
+                       block, (unsigned long long)number[block]);
+                exit(1);
+            }
+    }
+    printf("durable: all of %u writes are there: ok\n", count);
+}
+
 int main(int argc, char **argv) {
-    if (argc != 4) return 64;
+    int then = argc == 5 && !strcmp(argv[1], "--was");
+    if (argc != 4 && !then) return 64;
+    if (then) {
+        seed = state = strtoull(argv[4], NULL, 10);
+        if (posix_memalign((void **)&buf, SIZE, SIZE) || chdir(argv[3])) fail(argv[3], 0);
+        if ((fd[0] = open("blocks", O_RDONLY | O_DIRECT)) < 0) fail("open", 0);
+        was((unsigned)strtoul(argv[2], NULL, 10));
+        return 0;
+    }
     seed = state = strtoull(argv[3], NULL, 10);
     unsigned steps = 0, reads = 0, changes = 0;
     double worst = 0;

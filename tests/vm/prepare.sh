@@ -32,11 +32,11 @@ for t in pjdfstest fsx; do
   [ ! -e "$built" ] || [ "$t" -nt "$built" ] || strip -o "$t" "$built"
 done
 newer() { local f; for f in "$@"; do [ "$f" -nt base.cpio ] && return; done; return 1; }
-if [ ! -e base.cpio ] || newer "$H"/{guest-init,lock.c,verify.c,durable.c,prepare.sh}; then
+if [ ! -e base.cpio ] || newer "$H"/{guest-init,lock.c,verify.c,durable.c,once.c,pressure.c,prepare.sh}; then
   mkdir -p "$R"/{bin,sbin,etc,proc,sys,dev,run/rpcbind,tmp,mnt,root,usr/bin,usr/sbin,lib/x86_64-linux-gnu,lib64} \
     "$R"/var/lib/nfs/{sm,sm.bak,rpc_pipefs} "$R"/lib/modules "$R"/run/sendsigs.omit.d
   cp /bin/busybox "$R/bin/"; for a in $(/bin/busybox --list); do [ -e "$R/bin/$a" ] || ln -s busybox "$R/bin/$a"; done
-  for c in lock verify durable; do gcc -static -O2 -o "$R/bin/$c" "$H/$c.c"; done
+  for c in lock verify durable once pressure; do gcc -static -O2 -o "$R/bin/$c" "$H/$c.c"; done
   for b in /usr/sbin/mount.nfs /usr/sbin/rpc.statd /sbin/rpcbind /usr/sbin/sm-notify /usr/sbin/showmount; do
     cp "$b" "$R/sbin/"; ldd "$b" | awk '/=> \//{print $3}'
   done | { cat; echo "$LIBS"/lib{gcc_s.so.1,m.so.6,acl.so.1,attr.so.1}; } | tr ' ' '\n' | sort -u | while read -r l; do cp -L "$l" "$R/lib/x86_64-linux-gnu/"; done
@@ -47,7 +47,7 @@ if [ ! -e base.cpio ] || newer "$H"/{guest-init,lock.c,verify.c,durable.c,prepar
   printf 'root:x:0:\ndaemon:x:1:\nnogroup:x:65534:\n' > "$R/etc/group"
   printf 'passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\nrpc: files\n' > "$R/etc/nsswitch.conf"
   printf '127.0.0.1 localhost\n' > "$R/etc/hosts"
-  for m in virtio_pci virtio_net virtio_console nfsv3 nfs lockd sunrpc virtio_rng; do
+  for m in virtio_pci virtio_net virtio_console nfsv3 nfs lockd sunrpc virtio_rng virtio_blk bridge veth; do
     /sbin/modprobe -d deb/tree -S "$K" --show-depends $m 2>/dev/null | awk '/^insmod/{print $2}'
   done | awk '!s[$0]++' | while read -r f; do
     b=$(basename "$f"); case $b in *.xz) b=${b%.xz}; xz -dc "$f" > "$R/lib/modules/$b";; *) cp "$f" "$R/lib/modules/";; esac

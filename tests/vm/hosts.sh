@@ -14,7 +14,7 @@ fi
 SERVE=$(realpath "$1"); shift; D=$(cd "$D" && pwd); export PATH=$PATH:/usr/sbin:/sbin
 W=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-hosts.XXXXXX"); N=10.77.0 SERVICE=10.77.0.100; cd "$W" || exit 1
 export SEED=${SEED:-$((RANDOM * 32768 + RANDOM))} MEMORY=${MEMORY:-384}
-KEEP=${KEEP:-48} WRITE=${WRITE:-$MEMORY} OOM=-950
+KEEP=${KEEP:-48} WRITE=${WRITE:-64} OOM=-950
 CAPS=+net_admin,+sys_admin,+net_bind_service,+net_raw
 [ "${FLUSHER:-}" = no ] || CAPS=$CAPS,+sys_resource
 declare -A fd run; ids=0
@@ -61,13 +61,14 @@ serving() { # host that shall be active, or "" for any; the volume must be redun
 active() { trivet status vms 2>/dev/null | sed -n 's/^vms: active on \([^ ]*\) .*/\1/p'; }
 other() { [ $1 = n1 ] && echo n2 || echo n1; }
 goes_on() { # event, hosts: each of them writes durably again, within a minute
-  local what=$1 h i before; shift
+  local what=$1 h i before from=$SECONDS waited=; shift
   for h in "$@"; do
     before=$(writes $h); for ((i = 0; i < 600; i++)); do [ $(writes $h) -gt $((before + 5)) ] && break; sleep 0.1; done
     [ $(writes $h) -gt $((before + 5)) ] || bad "$what: $h writes nothing for 60 s"
+    waited+=" $h after $((SECONDS - from)) s"
   done
   ! grep -al '^## got the lock' n?.out || bad "$what: a lock that was held was given away"
-  say "$what: goes on at $*"
+  say "$what: it goes on:$waited"
 }
 
 take() { # host: what is active moves there, or is there already
@@ -76,7 +77,7 @@ take() { # host: what is active moves there, or is there already
 event() {
   local a b; a=$(active); b=$(other $a); local since=$SECONDS
   case $1 in
-  move) take $b; goes_on "moved from $a to $b" $a $b ;;
+  move) take $b; say "active on $b: $(sed -n 's/^  *last move//p' <(trivet status))"; goes_on "moved from $a to $b" $a $b ;;
   kill) on $a 60 'kill -9 $(daemon)'; goes_on "daemon of $a killed" $a $b; serving "" ;;
   kill-both) on $a 60 'kill -9 $(daemon) $(parent)'; goes_on "daemon of $a and its parent killed" $a $b; serving "" ;;
   lose) lose $a $b ;;
@@ -120,6 +121,7 @@ serving ""; take n1; serving n1
 for h in n1 n2; do on $h 60 share; work $h; done
 goes_on "mounted on both, active on $(active)" n1 n2
 on n1 60 'trivet doctor > /tmp/doctor; grep " process " /tmp/doctor; ! grep " process " /tmp/doctor | grep -v "^ok"'
+say "an IO flusher, and protected: so says doctor"
 for e in ${@:-move move kill lose move squeeze}; do event $e; done
 for h in n1 n2; do on $h 150 rest; done
 on n1 60 "once --check /mnt/race"; tr -d '+\r' < n1.out | grep -a '^once: .*nobody'

@@ -20,8 +20,8 @@ serve() { # as the unit has it: protected, with its capabilities, started again 
     echo "ended: $?" >> /disk/serve.log; sleep 1
   done
 }
-parent() { pgrep -f '^trivet serve .*state$'; }
-daemon() { pgrep -f '^trivet serve .*supervised$'; }
+parent() { ps | awk '$3 == "trivet" && $4 == "serve" {print $1}'; }
+daemon() { ps | awk '$3 == "{exe}" && $5 == "serve" {print $1}'; } # it is started as /proc/self/exe
 share() { mount.nfs "$SERVER:/vms" /mnt -o vers=3,hard; }
 work() { # run, the other host: durable writes, a race for names, a lock held, and the other's tried
   rm -f /tmp/end /tmp/*.status; mkdir -p "/mnt/$1" /mnt/race || return
@@ -53,7 +53,7 @@ squeeze() { # MiB to be left, MiB to be written: too little memory, and more to 
   echo 3 > /proc/sys/vm/drop_caches
   [ $wrote = 0 ] && pressure check /mnt/big-$NAME "$2" && rm /mnt/big-$NAME
 }
-hung() { echo w > /proc/sysrq-trigger; dmesg | tail -150; grep -E 'Mem|Dirty|Writeback|NFS' /proc/meminfo; pgrep -af '^trivet'; }
+hung() { echo w > /proc/sysrq-trigger; dmesg | tail -150; grep -E 'Mem|Dirty|Writeback|NFS' /proc/meminfo; ps | grep trivet; }
 finish() { umount /mnt && kill "$SERVING" && kill "$(parent)" && : > /tmp/finished; }
 
 serve & SERVING=$!

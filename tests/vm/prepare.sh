@@ -57,4 +57,6 @@ if [ ! -e base.cpio ] || newer "$H"/{guest-init,lock.c,verify.c,durable.c,once.c
   (cd "$R" && find . | cpio -o -H newc --quiet) > base.cpio.new; mv base.cpio.new base.cpio
   cp "deb/tree/boot/vmlinuz-$K" "kernel-$K"
 fi
+# Of this machine, so measured each time.
+gcc -O2 -o "$R/tsc" "$H/tsc.c"; echo "tsc_early_khz=$("$R/tsc")" > tsc
 rm -rf "$R"; ln -sf "kernel-$K" kernel

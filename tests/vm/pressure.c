@@ -50,7 +50,7 @@ static int hog(long keep, const char *end) {
         if (!told) printf("\nhog: has %ld MiB, %ld are left\n", told = n, available()), fflush(stdout);
         for (long i = 0; i < n; i++)
             for (long at = 0; at < MIB; at += 4096) taken[i][at] = (char)round;
-        usleep(100000);
+        usleep(500000);
     }
     printf("\nhog: had %ld MiB\n", n);
     return 0;

@@ -6,7 +6,7 @@ SIM := target/release/trivet-sim
 TAKEOVER := target/release/trivet-takeover
 
 .DEFAULT_GOAL := help
-.PHONY: help up down demo takeovers build deb check test test-long test-vm test-package test-upgrade test-arm64 test-container differential sim mutants bench fuzz deny clean
+.PHONY: help up down demo takeovers build deb check test test-long test-vm test-hosts test-package test-upgrade test-arm64 test-container differential sim mutants bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,7 @@ test-long: ## What takes hours: 20,000 seeds, 200 of fsx, every decoder fuzzed f
 	$(CARGO) test --locked -p trivet --test million -- --ignored --nocapture
 	$(MAKE) test-vm CASES="files verify locks fight restart rpcbind fsx pjdfstest pjdfstest-nolock deaf" \
 	  STEPS=600 OPS=3000 SEEDS=3
+	WRITE=512 $(MAKE) test-hosts EVENTS="lose move kill-both squeeze move kill lose squeeze kill-both move lose"
 	$(MAKE) differential N=200000
 	$(MAKE) test-package SUITES="bookworm trixie"
 	$(MAKE) test-upgrade
@@ -70,6 +71,10 @@ differential: ## The same random calls to ours and to nfs-ganesha, compared (roo
 	$(CARGO) build --locked --bins -p trivet -p trivet-differential
 	tests/differential/run target/debug/trivet target/debug/trivet-differential \
 	  -n $(or $(N),20000) $(if $(SEED),--seed $(SEED))
+
+test-hosts: ## Two guests that serve the share and mount it: moved, killed, short of memory (root; EVENTS="lose move ...")
+	$(CARGO) build --locked --bin trivet
+	tests/vm/hosts.sh target/debug/trivet $(EVENTS)
 
 test-package: ## Install, serve, upgrade, purge the package in a Debian of its own (root; SUITES=trixie)
 	$(CARGO) build --locked --bin trivet

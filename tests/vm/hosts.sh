@@ -2,8 +2,8 @@
 # Hosts that serve the share and mount it, as Proxmox hosts do (docs/takeover.md): two guests, each
 # with `trivet serve`, rpcbind, statd and Debian's kernel client; a third replica in a process here.
 # The share is mounted on both through the service address, with locks, all along. Usage (root):
-#   hosts.sh TRIVET [EVENT...]   events: move kill kill-both lose squeeze; a list that makes sense
-#                                by default. SEED=n, MEMORY=MiB, WRITE=MiB (of `squeeze`), KEEP=MiB.
+#   hosts.sh TRIVET [EVENT...]   events: move kill kill-both lose squeeze; move kill
+#                  squeeze by default. SEED=n, MEMORY=MiB, WRITE=MiB (of `squeeze`), KEEP=MiB.
 # FLUSHER=no has the daemons run without PR_SET_IO_FLUSHER, for comparison.
 set -u
 H=$(cd "$(dirname "$0")" && pwd); D=${TRIVET_VM:-$H/../../target/vm}
@@ -12,7 +12,7 @@ if [ "${INSIDE:-}" != 1 ]; then
   INSIDE=1 exec unshare -n -m -p --fork --kill-child --mount-proc "$0" "$@"
 fi
 SERVE=$(realpath "$1"); shift; D=$(cd "$D" && pwd); export PATH=$PATH:/usr/sbin:/sbin
-W=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-hosts.XXXXXX"); N=10.77.0 SERVICE=10.77.0.100; cd "$W" || exit 1
+W=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-hosts.XXXXXX"); N=10.77.0 SERVICE=10.77.0.100; cd "$W" || exit 1; export TMPDIR=$W
 export SEED=${SEED:-$((RANDOM * 32768 + RANDOM))} MEMORY=${MEMORY:-384}
 KEEP=${KEEP:-48} WRITE=${WRITE:-64} OOM=-950
 CAPS=+net_admin,+sys_admin,+net_bind_service,+net_raw
@@ -75,7 +75,7 @@ take() { # host: what is active moves there, or is there already
   [ "$(active)" = $1 ] || trivet promote vms --node $1 --yes > said 2>&1 || bad "promote to $1: $(cat said)"
 }
 event() {
-  local a b; a=$(active); b=$(other $a); local since=$SECONDS
+  local a b; a=$(active); b=$(other $a)
   case $1 in
   move) take $b; say "active on $b: $(sed -n 's/^  *last move//p' <(trivet status))"; goes_on "moved from $a to $b" $a $b ;;
   kill) on $a 60 'kill -9 $(daemon)'; goes_on "daemon of $a killed" $a $b; serving "" ;;
@@ -122,7 +122,7 @@ for h in n1 n2; do on $h 60 share; work $h; done
 goes_on "mounted on both, active on $(active)" n1 n2
 on n1 60 'trivet doctor > /tmp/doctor; grep " process " /tmp/doctor; ! grep " process " /tmp/doctor | grep -v "^ok"'
 say "an IO flusher, and protected: so says doctor"
-for e in ${@:-move move kill lose move squeeze}; do event $e; done
+for e in ${@:-move kill squeeze}; do event $e; done
 for h in n1 n2; do on $h 150 rest; done
 on n1 60 "once --check /mnt/race"; tr -d '+\r' < n1.out | grep -a '^once: .*nobody'
 [ "$(tr -d '+\r' < n1.out | sed -n 's/^once: .*by nobody who knows: //p')" -le $lost ] || bad "names that nobody knows to have made"

@@ -30,10 +30,10 @@ work() { # run, the other host: durable writes, a race for names, a lock held, a
   (durable "/mnt/$1" /tmp/end "$SEED"; echo $? > /tmp/durable.status) &
   (once /mnt/race /tmp/end "${NAME#n}"; echo $? > /tmp/once.status) &
   : > /tmp/probing
-  (while [ ! -e /tmp/end ]; do
-    [ ! -e /tmp/probing ] || try "$2" || { echo "## got the lock that $2 holds"; break; }
+  (got=0; while [ ! -e /tmp/end ]; do
+    [ ! -e /tmp/probing ] || try "$2" || { got=1; echo "## got the lock that $2 holds"; break; }
     sleep 0.5
-  done; echo $? > /tmp/probe.status) &
+  done; echo $got > /tmp/probe.status) &
 }
 try() { # fails if the lock of that host is to be had
   [ ! -e "/mnt/held-$1" ] || [ "$(lock "/mnt/held-$1" 0:posix:w:0:100)" = '0 posix w 0 100 = EAGAIN' ]
@@ -44,7 +44,9 @@ rest() { # ends the work, and says whether all of it was well
     until [ -e /tmp/$what.status ]; do n=$((n + 1)); [ $n -lt 1200 ] || { echo "$what does not end"; return 1; }; sleep 0.1; done
     [ "$(cat /tmp/$what.status)" = 0 ] || { echo "$what ended with $(cat /tmp/$what.status)"; return 1; }
   done
-  try "$NAME" && kill "$(cat /tmp/holder)" && rm "/tmp/holder"
+}
+let_go() { # of the lock, which is held until then
+  try "$NAME" && kill "$(cat /tmp/holder)"
 }
 squeeze() { # MiB to be left, MiB to be written: too little memory, and more to write than it holds
   rm -f /tmp/relief; pressure hog "$1" /tmp/relief &

@@ -14,7 +14,7 @@ fi
 SERVE=$(realpath "$1"); shift; D=$(cd "$D" && pwd); export PATH=$PATH:/usr/sbin:/sbin
 W=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-hosts.XXXXXX"); N=10.77.0 SERVICE=10.77.0.100; cd "$W" || exit 1; export TMPDIR=$W
 export SEED=${SEED:-$((RANDOM * 32768 + RANDOM))} MEMORY=${MEMORY:-384}
-KEEP=${KEEP:-48} WRITE=${WRITE:-64} OOM=-950
+KEEP=${KEEP:-32} WRITE=${WRITE:-48} OOM=-950
 CAPS=+net_admin,+sys_admin,+net_bind_service,+net_raw
 [ "${FLUSHER:-}" = no ] || CAPS=$CAPS,+sys_resource
 declare -A fd run; ids=0
@@ -97,7 +97,7 @@ lose() { # the active host loses power, and is back later
 }
 squeeze() { # the active host has too little memory, and more to write than it has
   on $1 60 'daemon > /tmp/daemon'
-  on $1 300 "squeeze $KEEP $WRITE"; goes_on "$1 was short of memory" $1 $2
+  on $1 $((120 + 4 * WRITE)) "squeeze $KEEP $WRITE"; goes_on "$1 was short of memory" $1 $2
   on $1 60 '[ "$(daemon)" = "$(cat /tmp/daemon)" ] || ! echo "the daemon is another one"'
   say "$(tr -d '+\r' < $1.out | grep -aE '^(hog|pressure)' | tr '\n' ';')"
 }
@@ -124,7 +124,7 @@ goes_on "mounted on both, active on $(active)" n1 n2
 # its time, in which other things happen; what is done first is done to n1.
 on n2 60 '(trivet doctor > /tmp/doctor; : > /tmp/doctored) &'
 for e in ${@:-move kill squeeze}; do event $e; done
-[ "${FLUSHER:-}" = no ] || on n2 120 '[ -e /tmp/rebooted ] || [ "$(grep -c "^ok *process " /tmp/doctor)" = 2 ]'
+[ "${FLUSHER:-}" = no ] || on n2 120 'until [ -e /tmp/rebooted ] || [ -e /tmp/doctored ]; do sleep 0.5; done; [ -e /tmp/rebooted ] || [ "$(grep -c "^ok *process " /tmp/doctor)" = 2 ]'
 for h in n1 n2; do on $h 150 rest; done
 for h in n1 n2; do on $h 60 let_go; done
 on n1 60 "once --check /mnt/race"; tr -d '+\r' < n1.out | grep -a '^once: .*nobody'

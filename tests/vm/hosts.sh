@@ -14,7 +14,7 @@ fi
 SERVE=$(realpath "$1"); shift; D=$(cd "$D" && pwd); export PATH=$PATH:/usr/sbin:/sbin
 W=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-hosts.XXXXXX"); N=10.77.0 SERVICE=10.77.0.100; cd "$W" || exit 1; export TMPDIR=$W
 export SEED=${SEED:-$((RANDOM * 32768 + RANDOM))} MEMORY=${MEMORY:-384}
-KEEP=${KEEP:-32} WRITE=${WRITE:-48} OOM=-950
+KEEP=${KEEP:-32} WRITE=${WRITE:-36} OOM=-950
 CAPS=+net_admin,+sys_admin,+net_bind_service,+net_raw
 [ "${FLUSHER:-}" = no ] || CAPS=$CAPS,+sys_resource
 declare -A fd run; ids=0

@@ -129,6 +129,6 @@ for h in n1 n2; do on $h 150 rest; done
 for h in n1 n2; do on $h 60 let_go; done
 on n1 60 "once --check /mnt/race"; tr -d '+\r' < n1.out | grep -a '^once: .*nobody'
 [ "$(tr -d '+\r' < n1.out | sed -n 's/^once: .*by nobody who knows: //p')" -le $lost ] || bad "names that nobody knows to have made"
-for h in n1 n2; do on $h 60 finish; tr -d '+\r' < $h.out | grep -a '^durable SEED'; done
+for h in n1 n2; do on $h 60 finish; echo "0 true" >&"${fd[$h]}"; tr -d '+\r' < $h.out | grep -a '^durable SEED'; done
 for h in n1 n2; do wait ${run[$h]} || bad "$h: $(tail -5 $h.err)"; done
 say "ok (SEED=$SEED)"

@@ -43,8 +43,8 @@ static int check(void) {
         }
         empty += makers == 0;
     }
-    printf("once: %u names, made by 0: %u, by 1: %u, by nobody who knows: %u\n", n - behind, got[0],
-           got[1], empty);
+    printf("once: %u names, made by 1: %u, by 2: %u, by nobody who knows: %u\n", n - behind, got[1],
+           got[2], empty);
     return 0;
 }
 

@@ -167,7 +167,7 @@ fn follow_leases(watch: &mut Watch, shown: &mut BTreeMap<String, ServiceNet>) {
         tracing::info!(volume = h.volume, "the lease is held again");
         let net = ServiceNet::new(&h.volume, h.id, service);
         // Its clients' connections are alive: nobody has to be told but the neighbours.
-        if let Err(error) = net.show(Vec::new(), 0) {
+        if let Err(error) = net.show_again() {
             tracing::error!(volume = h.volume, %error, "the service address does not come back");
         }
         shown.insert(h.volume.clone(), net);

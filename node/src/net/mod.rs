@@ -83,20 +83,9 @@ impl ServiceNet {
     /// # Errors
     /// iproute2 is not there, the bridge is not, or it takes more rights.
     pub fn prepare(&self) -> Result<()> {
-        let (ns, inside, outside) = (&self.name, &self.inside, &self.outside);
         self.remove();
-        ip(&["netns", "add", ns])?;
-        let in_ns = |args: &[&str]| ip(&[&["-n", ns.as_str()], args].concat());
-        // As libvirt and Proxmox have it: a bridge takes the lowest address of its ports for its
-        // own, which must not be this one.
-        let own = format!("fe:{}", self.address_of_port());
-        let peer = ["peer", "name", inside, "netns", ns];
-        let port = ["link", "add", outside, "address", &own, "type", "veth"];
-        ip(&[&port, &peer[..]].concat())?;
-        ip(&["link", "set", outside, "master", &self.config.bridge])?;
-        ip(&["link", "set", outside, "up"])?;
-        in_ns(&["link", "set", "lo", "up"])?;
-        in_ns(&["link", "set", inside, "up"])?;
+        ip(&["netns", "add", &self.name])?;
+        self.plug()?;
         self.enter(|| {
             // Sockets are bound before the address is there.
             for (what, value) in [
@@ -115,6 +104,36 @@ impl ServiceNet {
             }
             Ok(())
         })?
+    }
+
+    /// Makes the interface, in the namespace and in the bridge.
+    fn plug(&self) -> Result<()> {
+        let (ns, inside, outside) = (&self.name, &self.inside, &self.outside);
+        let in_ns = |args: &[&str]| ip(&[&["-n", ns.as_str()], args].concat());
+        // As libvirt and Proxmox have it: a bridge takes the lowest address of its ports for its
+        // own, which must not be this one.
+        let own = format!("fe:{}", self.address_of_port());
+        let peer = ["peer", "name", inside, "netns", ns];
+        let port = ["link", "add", outside, "address", &own, "type", "veth"];
+        ip(&[&port, &peer[..]].concat())?;
+        ip(&["link", "set", outside, "master", &self.config.bridge])?;
+        ip(&["link", "set", outside, "up"])?;
+        in_ns(&["link", "set", "lo", "up"])?;
+        in_ns(&["link", "set", inside, "up"])?;
+        Ok(())
+    }
+
+    /// The address comes back, as in [`ServiceNet::show`] without clients. Where it had gone with
+    /// its interface ([`ServiceNet::hide_for_certain`]) that is made anew: the sockets in the
+    /// namespace are bound to the address, not to the interface, and go on.
+    ///
+    /// # Errors
+    /// iproute2 fails.
+    pub fn show_again(&self) -> Result<()> {
+        if ip(&["link", "show", "dev", &self.outside]).is_err() {
+            self.plug()?;
+        }
+        self.show(Vec::new(), 0)
     }
 
     /// Whether what [`ServiceNet::prepare`] made is still there; its interface is in the bridge

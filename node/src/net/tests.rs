@@ -120,3 +120,27 @@ fn a_client_hears_of_a_takeover() {
         }
     });
 }
+
+/// On a host that was starved, `ip addr flush` did not end in time when the lease had run out, so the
+/// interface was taken away instead. The lease was held again, the address was given to an interface
+/// that was not there, and the volume was active without anybody reaching it, for good.
+#[test]
+fn an_address_that_went_with_its_interface_comes_back() {
+    on_a_host("an interface that comes back", || {
+        let net = net();
+        net.prepare().unwrap();
+        let listener = net.enter(|| TcpListener::bind((net.address(), 2049)));
+        let listener = listener.unwrap().unwrap();
+        net.show(Vec::new(), 2049).unwrap();
+        let mut client = TcpStream::connect((net.address(), 2049)).unwrap();
+        let (mut served, _) = listener.accept().unwrap();
+        run(&format!("ip link del {}", net.outside));
+        assert!(net.show(Vec::new(), 0).is_err(), "nothing to be made again");
+        net.show_again().unwrap();
+        served.write_all(b"an answer").unwrap();
+        let mut answer = [0; 9];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"an answer");
+        TcpStream::connect((net.address(), 2049)).unwrap();
+    });
+}

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # docs/guides/upgrade.md as it stands there, from packages: three hosts, each a Debian with its own
-# systemd, a client that writes durably through the service address and checks what it wrote; all of
-# them to the next version and back. Usage: package-upgrade.sh TRIVET TAKEOVER, as root.
+# systemd; a client that writes durably through the service address and checks what it wrote, and a
+# guest whose kernel has the export mounted (tests/vm/takeover-client.sh); all three hosts to the next
+# version and back. Usage: package-upgrade.sh TRIVET TAKEOVER, as root.
 # SUITE=trixie, and ROOTS=DIR as for package.sh. The next version is this tree with the protocol and
 # the package one version higher, built here: until there is a release there is no other.
 set -euo pipefail
@@ -21,6 +22,15 @@ if [ "${INSIDE:-}" != 1 ]; then
   group=$groups/trivet-upgrade.$$
   { [ -n "$groups" ] && mkdir "$group"; } || skip "no control groups, version 2, for systemd"
   cd "$(dirname "$0")/.."
+  # What the guest boots; where it cannot be made, the rest is run without.
+  guest=${TRIVET_VM:-$PWD/target/vm}
+  if said=$(tests/vm/prepare.sh "$guest" 2>&1); then
+    guest=$(realpath "$guest")
+  else
+    say "skipped: the kernel's client: $said"
+    [ -z "${TRIVET_SKIPS:-}" ] || echo "upgrade: the kernel's client: $said" >>"$TRIVET_SKIPS"
+    guest=
+  fi
   base=$(mktemp -d "${TMPDIR:-/var/tmp}/trivet-upgrade.XXXXXX")
   built=target/debug/trivet
   # The build of the next version takes the place of this one's.
@@ -76,13 +86,13 @@ if [ "${INSIDE:-}" != 1 ]; then
   fi
   say "$suite: a root in $((SECONDS - since)) s"
   since=$SECONDS
-  INSIDE=1 unshare --mount --net --pid --fork --kill-child "$0" "$base" "$takeover" "$group"
+  INSIDE=1 unshare --mount --net --pid --fork --kill-child "$0" "$base" "$takeover" "$group" "$guest"
   say "passed in $((SECONDS - since)) s"
   exit 0
 fi
 
 # --- inside: a switch, and the client on it ------------------------------------------------------
-base=$1 takeover=$2 group=$3
+base=$1 takeover=$2 group=$3 guest=$4
 tests=$(realpath "$(dirname "$0")")
 mount --make-rprivate /
 mount -t proc proc /proc
@@ -170,7 +180,20 @@ trivet wait vms --for redundant
 trivet status
 
 # --- under load, watched with the program that is installed on pve3 ------------------------------
-"$takeover" load --server 10.99.0.100 --export /vms >"$base/load.log" 2>&1 &
+contend=()
+if [ -n "$guest" ]; then
+  mkfifo "$base/until"
+  mkdir "$base/guest"
+  SWITCH=/proc/self/ns/net BRIDGE=sw ADDRESS=10.99.0.31/24 SERVICE=10.99.0.100 EXPORT=/vms SEED=1 \
+    SCRATCH=$base/guest TRIVET_VM=$guest "$tests/vm/takeover-client.sh" \
+    <"$base/until" >"$base/guest.log" 2>&1 &
+  guest=$!
+  exec 7>"$base/until" # as long as it is open, the guest works
+  until_so 180 grep -q "^ready" "$base/guest.log"
+  say "a guest's kernel has the export mounted, and writes"
+  contend=(--contend kernel-held)
+fi
+"$takeover" load --server 10.99.0.100 --export /vms "${contend[@]}" >"$base/load.log" 2>&1 7>&- &
 load=$!
 until_so 30 grep -q "^under load" "$base/load.log"
 while :; do
@@ -199,6 +222,7 @@ guide() { # number of its block, what it does
   set -e
   [ $status = 0 ] || fail "$2: exit code $status"
   kill -0 $load || fail "the client ended by itself: $2"
+  [ -z "$guest" ] || kill -0 "$guest" || fail "the guest ended by itself: $2"
   say "$2: $((SECONDS - since)) s"
 }
 spoken() { # the version that all know, and that the active node speaks with each of its members
@@ -222,6 +246,14 @@ kill $watch
 kill $load
 wait $load || fail "the client's load found something"
 cat "$base/load.log"
+if [ -n "$guest" ]; then
+  exec 7>&-
+  # shellcheck disable=SC2317 # by until_so
+  ended() { ! kill -0 "$guest"; }
+  until_so 240 ended # it reads everything again
+  wait "$guest" || fail "the guest's kernel found something"
+  say "the guest's kernel: $(tr -d '+\r' <"$base/guest.log" | sed '1,/^ready/d' | grep . | paste -sd' ')"
+fi
 
 # --- removed while it runs: the package ends the daemon first --------------------------------------
 for host in pve3 pve2 pve1; do

@@ -7,7 +7,8 @@
 # Root, in namespaces of its own. Usage: run.sh TRIVET (LOG=FILE keeps what xfstests says)
 set -euo pipefail
 if [ "${INSIDE:-}" != 1 ]; then
-  INSIDE=1 exec unshare --net --mount "$0" "$(realpath "$1")"
+  # Its own semaphores, too: generic/478 finds its by a number that may stand in others' lines.
+  INSIDE=1 exec unshare --net --mount --ipc "$0" "$(realpath "$1")"
 fi
 trivet=$1 here=$(cd "$(dirname "$0")" && pwd)
 [ -n "${TRIVET_PJDFSTEST:-}${TRIVET_XFSTESTS:-}" ] || {

@@ -28,6 +28,10 @@ pub struct LoadArgs {
     /// Repeats the contents and places of an earlier load
     #[arg(long, env = "SEED", default_value_t = 1)]
     pub seed: u64,
+    /// A file of the export on which another client holds a lock all along, which is tried and must
+    /// not be got; any number of them
+    #[arg(long, value_name = "NAME")]
+    pub contend: Vec<String>,
 }
 
 /// Works on the export from this network namespace until SIGINT or SIGTERM, and then compares
@@ -39,7 +43,10 @@ pub fn load(args: &LoadArgs, stop: &Stop) -> Result<bool> {
     println!("SEED={}", args.seed);
     let findings = Arc::new(Findings::default());
     let here = Path::new(HERE);
-    let load = Load::start(args.server, &args.export, here, &[], &findings, args.seed)?;
+    let mut load = Load::start(args.server, &args.export, here, &[], &findings, args.seed)?;
+    for name in &args.contend {
+        load.contend(args.server, &args.export, name)?;
+    }
     println!("under load");
     loop {
         match stop.sleep(Duration::from_secs(60)) {

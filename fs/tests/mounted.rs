@@ -268,3 +268,59 @@ fn what_waits_at_the_end_of_the_connection_is_not_written() {
     assert!(h.mounted.unmount().unwrap());
     h.fs.close().unwrap();
 }
+
+/// generic/683 to 685 of xfstests, and the same for a copy: the kernel leaves it to the door to take
+/// set-id bits when somebody else changes a file.
+#[test]
+fn who_changes_a_file_takes_its_set_id_bits() {
+    let Some(h) = here("set-id bits", &FuseOptions::default()) else {
+        return;
+    };
+    let path = h.dir.path().join("file");
+    fs::write(&path, stream(1)).unwrap();
+    type Change = fn(&File) -> rustix::io::Result<()>;
+    let allocate: Change = |f| {
+        let flags = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(f, flags, 0, 8192)
+    };
+    let copy: Change = |f| {
+        let (mut from, mut to) = (0, 1 << 20);
+        rustix::fs::copy_file_range(f, Some(&mut from), f, Some(&mut to), 4096).map(|_| ())
+    };
+    let all = [
+        // Who, in which groups; the mode before and after.
+        (allocate, 0, 0, 0o6777, 0o6777),
+        (allocate, 65534, 65534, 0o6777, 0o777),
+        (allocate, 65534, 65534, 0o6666, 0o666),
+        (allocate, 65534, 0, 0o6666, 0o2666),
+        (copy, 0, 0, 0o6777, 0o6777),
+        (copy, 65534, 65534, 0o6777, 0o777),
+    ];
+    for (change, uid, gid, before, after) in all {
+        fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
+        let path = path.clone();
+        let by = std::thread::spawn(move || {
+            // Of this thread alone.
+            let (uid, gid) = (
+                rustix::fs::Uid::from_raw(uid),
+                rustix::fs::Gid::from_raw(gid),
+            );
+            rustix::thread::set_thread_groups(&[]).unwrap();
+            rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            let file = File::options().read(true).write(true).open(&path).unwrap();
+            change(&file).unwrap();
+        });
+        by.join().unwrap();
+        let mode = fs::metadata(h.dir.path().join("file"))
+            .unwrap()
+            .permissions();
+        assert_eq!(
+            mode.mode() & 0o7777,
+            after,
+            "from {before:o} by {uid}:{gid}"
+        );
+    }
+    assert!(h.mounted.unmount().unwrap());
+    h.fs.close().unwrap();
+}

@@ -140,7 +140,7 @@ impl Fs {
                 if !keep {
                     inode.size = inode.size.max(end);
                 }
-                inode.clear_set_ids(ctx.creds);
+                inode.clear_set_ids_by(ctx.creds);
                 let now = core.now();
                 (inode.mtime, inode.ctime) = (now, now);
                 core.put_inode(id.ino, &inode)?;

@@ -627,7 +627,11 @@ impl Filesystem for FuseDoor {
     ) {
         let from = (or_reply!(reply, self.id(ino_in)), offset_in);
         let to = (or_reply!(reply, self.id(ino_out)), offset_out);
-        let creds = creds(req);
+        // Set-id bits are ours to clear, and no flag says so.
+        let creds = Creds {
+            kill: req.uid() != 0,
+            ..creds(req)
+        };
         let done = held!(
             self,
             reply,

@@ -341,7 +341,14 @@ impl FuseDoor {
             // Collapsing and inserting would move every later block's key.
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
-        let creds = creds(req);
+        // The kernel leaves set-id bits to us here, and does not say so as it does for a write.
+        let creds = match req.uid() {
+            0 => creds(req),
+            _ => Creds {
+                kill: true,
+                ..creds_with_groups(req)
+            },
+        };
         let ctx = self.ctx(&creds);
         held!(self, reply, self.fs.fallocate(ctx, id, offset, len, how));
         reply.ok();

@@ -21,6 +21,15 @@ impl Inode {
         }
     }
 
+    /// The same where all groups of the caller are known: of one outside the file's it takes the
+    /// group's bit whatever that means, as Linux does.
+    pub(crate) fn clear_set_ids_by(&mut self, creds: &Creds) {
+        self.clear_set_ids(creds);
+        if creds.kill && !creds.in_group(self.gid) {
+            self.mode &= !S_ISGID;
+        }
+    }
+
     /// Clears them: the group's only where it means execution (else it marks mandatory locks).
     pub(crate) fn drop_set_ids(&mut self) {
         self.mode &= !S_ISUID;

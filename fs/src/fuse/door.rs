@@ -632,11 +632,16 @@ impl Filesystem for FuseDoor {
             kill: req.uid() != 0,
             ..creds(req)
         };
+        let set = |attr: Attr| attr.mode & 0o6000 != 0;
+        let kills = creds.kill && self.fs.getattr(to.0).is_ok_and(set);
         let done = held!(
             self,
             reply,
             self.fs.copy_range(self.ctx(&creds), from, to, len)
         );
+        if kills {
+            self.notify.attr(to.0);
+        }
         reply.written(done.value as u32);
     }
 }

@@ -11,6 +11,7 @@ use fuser::*;
 use super::convert::{creds, creds_with_groups, errno, file_attr, set_time, unpack_rdev};
 use super::door::{FuseDoor, held, or_reply};
 use super::gate::Gate;
+use super::notify::Notify;
 use super::{FUSE_DOOR, TTL};
 use crate::Vfs;
 use crate::api::{
@@ -60,6 +61,7 @@ pub(super) fn set_attr(
 struct Write {
     fs: Arc<dyn Vfs>,
     gate: Arc<Gate>,
+    notify: Arc<Notify>,
     creds: Creds,
     id: InodeId,
     offset: u64,
@@ -75,6 +77,7 @@ impl Write {
         let ctx = Ctx::by(&self.creds, FUSE_DOOR);
         let done = self.fs.write(ctx, self.id, self.offset, self.data);
         let done = or_reply!(reply, gate.pass(done));
+        self.notify.mode_of(self.id, &done.value);
         let answer: FlushCallback = Box::new(move |r: FsResult<()>| {
             gate.then(move |held| match held.and(r) {
                 Ok(()) => reply.written(len),
@@ -271,6 +274,7 @@ impl FuseDoor {
         let write = Write {
             fs: self.fs.clone(),
             gate: self.gate.clone(),
+            notify: self.notify.clone(),
             creds,
             id,
             offset,
@@ -350,7 +354,8 @@ impl FuseDoor {
             },
         };
         let ctx = self.ctx(&creds);
-        held!(self, reply, self.fs.fallocate(ctx, id, offset, len, how));
+        let done = held!(self, reply, self.fs.fallocate(ctx, id, offset, len, how));
+        self.notify.mode_of(id, &done.value);
         reply.ok();
     }
 }

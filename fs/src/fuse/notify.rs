@@ -24,7 +24,7 @@ use fuser::{INodeNo, Notifier};
 
 use super::TTL;
 use super::handles::Handles;
-use crate::api::{Event, Watcher};
+use crate::api::{Change, Event, InodeId, Watcher};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Files whose notices are owed one by one.
@@ -192,6 +192,19 @@ impl Notify {
         self.wait_for_payment(state)
     }
 
+    /// After a request through this door that may have taken set-id bits in passing: the kernel
+    /// asks anew for times and size by itself, and would go on with the mode that it has.
+    pub fn mode_of(&self, id: InodeId, change: &Change) {
+        if change.before.mode != change.after.mode {
+            self.attr(id);
+        }
+    }
+
+    /// Takes back what the kernel knows of a file, but for its content.
+    pub fn attr(&self, id: InodeId) {
+        self.changed(&Event::Inode { id, content: None });
+    }
+
     /// Waits until all that is owed by now is paid, [`PATIENCE`] at most; whether it is.
     fn wait_for_payment(&self, mut state: MutexGuard<'_, State>) -> bool {
         let mine = state.round + 1;
@@ -313,7 +326,7 @@ impl Watcher for Notify {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Ino, InodeId};
+    use crate::api::Ino;
 
     fn id(ino: u64) -> InodeId {
         InodeId {

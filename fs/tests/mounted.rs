@@ -269,9 +269,9 @@ fn what_waits_at_the_end_of_the_connection_is_not_written() {
     h.fs.close().unwrap();
 }
 
-/// generic/683 to 685 of xfstests, and the same for a copy: the kernel leaves it to the door to take
-/// set-id bits when somebody else changes a file, and went on with the mode that it had until it
-/// asked for all of the attributes.
+/// generic/683 to 685 of xfstests, and the same for a copy: the kernel leaves it to the door to
+/// take set-id bits when somebody else changes a file, and went on with the mode that it had until
+/// it asked for all of the attributes.
 #[test]
 fn who_changes_a_file_takes_its_set_id_bits() {
     let Some(h) = here("set-id bits", &FuseOptions::default()) else {

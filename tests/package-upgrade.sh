@@ -252,7 +252,7 @@ if [ -n "$guest" ]; then
   ended() { ! kill -0 "$guest"; }
   until_so 240 ended # it reads everything again
   wait "$guest" || fail "the guest's kernel found something"
-  say "the guest's kernel: $(tr -d '+\r' <"$base/guest.log" | sed '1,/^ready/d' | grep . | paste -sd' ')"
+  say "the guest's kernel: $(tr -d '+\r' <"$base/guest.log" | sed '1,/^ready/d; /^Terminated$/d' | grep . | paste -sd' ')"
 fi
 
 # --- removed while it runs: the package ends the daemon first --------------------------------------

@@ -37,6 +37,8 @@ const HAND_BACK: Duration = Duration::from_millis(800);
 const END: Duration = Duration::from_secs(60);
 /// Between a death and the next start: the first time, and at most.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(10));
+/// Between two attempts to bring an address back.
+const RETRY: Duration = Duration::from_secs(1);
 /// Words of a daemon that are still read after its end, at most.
 const LAST_WORDS: usize = 1000;
 /// A daemon that ends by itself within this time of its start has said why, and would again.
@@ -98,8 +100,8 @@ fn attend(child: &mut Child, watch: &mut Watch, stop: &AtomicBool) -> Result<Exi
     let mut shown = BTreeMap::new();
     let ended = attend_with(child, watch, stop, &mut shown);
     // Also ends their announcements, which must not go on beside a successor's.
-    for (volume, net) in &shown {
-        hide(volume, net);
+    for (volume, given) in &shown {
+        hide(volume, &given.net);
     }
     ended
 }
@@ -108,7 +110,7 @@ fn attend_with(
     child: &mut Child,
     watch: &mut Watch,
     stop: &AtomicBool,
-    shown: &mut BTreeMap<String, ServiceNet>,
+    shown: &mut BTreeMap<String, Given>,
 ) -> Result<ExitStatus> {
     let mut asked: Option<Instant> = None;
     loop {
@@ -151,14 +153,43 @@ fn attend_with(
     }
 }
 
+/// An address that is given back.
+struct Given {
+    net: ServiceNet,
+    /// It is not there yet: when it is tried again.
+    again: Option<Instant>,
+}
+
+impl Given {
+    /// The clients' connections are alive: nobody has to be told but the neighbours.
+    fn try_it(&mut self, volume: &str) {
+        let first = self.again.is_none();
+        match self.net.show_again() {
+            Ok(()) if first => self.again = None,
+            Ok(()) => {
+                tracing::info!(volume, "the service address is back");
+                self.again = None;
+            }
+            Err(error) => {
+                if first {
+                    tracing::error!(
+                        volume, %error, "the service address does not come back; tried every {RETRY:?}"
+                    );
+                }
+                self.again = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+}
+
 /// Takes addresses away whose leases have run out, and gives them back. `shown` are those given
 /// back: one whose volume has ended since goes again, whichever of both processes was faster.
-fn follow_leases(watch: &mut Watch, shown: &mut BTreeMap<String, ServiceNet>) {
+fn follow_leases(watch: &mut Watch, shown: &mut BTreeMap<String, Given>) {
     let changes = watch.changes(now());
     for h in &changes.lapsed {
         let Some(service) = &h.service else { continue };
         tracing::warn!(volume = h.volume, "the lease has run out: no address");
-        let net = shown.remove(&h.volume);
+        let net = shown.remove(&h.volume).map(|given| given.net);
         let net = net.unwrap_or_else(|| ServiceNet::new(&h.volume, h.id, service));
         hide(&h.volume, &net);
     }
@@ -166,16 +197,16 @@ fn follow_leases(watch: &mut Watch, shown: &mut BTreeMap<String, ServiceNet>) {
         let Some(service) = &h.service else { continue };
         tracing::info!(volume = h.volume, "the lease is held again");
         let net = ServiceNet::new(&h.volume, h.id, service);
-        // Its clients' connections are alive: nobody has to be told but the neighbours.
-        if let Err(error) = net.show_again() {
-            tracing::error!(volume = h.volume, %error, "the service address does not come back");
-        }
-        shown.insert(h.volume.clone(), net);
+        let mut given = Given { net, again: None };
+        given.try_it(&h.volume);
+        shown.insert(h.volume.clone(), given);
     }
-    shown.retain(|volume, net| {
+    shown.retain(|volume, given| {
         let holds = watch.holds(volume);
         if !holds {
-            hide(volume, net);
+            hide(volume, &given.net);
+        } else if given.again.is_some_and(|at| Instant::now() >= at) {
+            given.try_it(volume);
         }
         holds
     });

@@ -131,7 +131,10 @@ impl ServiceNet {
     /// iproute2 fails.
     pub fn show_again(&self) -> Result<()> {
         if ip(&["link", "show", "dev", &self.outside]).is_err() {
-            self.plug()?;
+            self.plug().inspect_err(|_| {
+                // One that is half made would be taken for whole the next time.
+                let _ = ip(&["link", "del", &self.outside]);
+            })?;
         }
         self.show(Vec::new(), 0)
     }

@@ -254,11 +254,8 @@ fn settle_slowly(flaps: bool) {
     assert!(w.up.is_active(), "not active after 6 s");
 }
 
-/// A replica lagged until as much was kept for it as may be. When it had caught up nobody was told
-/// that there was room, for everything had long been durable on two of three: all writers stood
-/// still for seconds.
-#[test]
-fn who_waits_for_a_replica_that_lags_goes_on_when_it_has_caught_up() {
+/// Three replicas, the last of which makes nothing durable, until there is no room for more writes.
+fn full_for_one_that_lags() -> (World, Seq) {
     let mut w = World::new(&record(3, &[0, 1, 2]), &[&[(1, 9)], &[(1, 9)], &[(1, 9)]]);
     for i in 0..3 {
         w.connect(i);
@@ -282,9 +279,32 @@ fn who_waits_for_a_replica_that_lags_goes_on_when_it_has_caught_up() {
     assert!(full, "up to {last}");
     assert_eq!(w.up.commit(), last, "durable on two of three");
     w.effects.clear();
-    w.durable(2, last.0);
-    w.pass();
+    (w, last)
+}
+
+fn goes_on(mut w: World) {
     let room = |e: &Effect| matches!(e, Effect::Room);
     assert!(w.effects.iter().any(room), "nobody was told");
     assert!(matches!(w.try_submit(), Submitted::At(_)));
+}
+
+/// A replica lagged until as much was kept for it as may be. When it had caught up nobody was told
+/// that there was room, for everything had long been durable on two of three: all writers stood
+/// still for seconds.
+#[test]
+fn who_waits_for_a_replica_that_lags_goes_on_when_it_has_caught_up() {
+    let (mut w, last) = full_for_one_that_lags();
+    w.durable(2, last.0);
+    w.pass();
+    goes_on(w);
+}
+
+/// The same when it leaves instead.
+#[test]
+fn who_waits_for_a_replica_that_lags_goes_on_when_it_has_left_the_set() {
+    let (mut w, _) = full_for_one_that_lags();
+    w.lose(2);
+    w.tick(1000);
+    assert_eq!(w.up.record().unwrap().in_sync.len(), 2);
+    goes_on(w);
 }

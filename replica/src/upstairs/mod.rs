@@ -314,12 +314,13 @@ impl Upstairs {
             return;
         }
         let reached = self.durable_position();
-        if reached <= self.commit {
-            return;
+        if reached > self.commit {
+            self.commit = reached;
+            self.pace.durable(now, reached);
+            self.answer_flushes(now);
         }
-        self.commit = reached;
-        self.pace.durable(now, reached);
-        self.answer_flushes(now);
+        // Also where nothing new is durable on enough: what was kept for the last to follow may
+        // have been what left no room.
         self.release_history();
         self.offer_room(now);
     }
@@ -465,6 +466,8 @@ impl Upstairs {
         self.scrub_link_lost(now, link);
         self.reads_link_lost(now, link);
         self.activation_link_lost(now, link);
+        // Less may be kept for it now.
+        self.advance(now);
     }
 
     /// A frame arrived.

@@ -128,10 +128,6 @@ impl Upstairs {
             self.sync_peer(link);
         }
         self.advance(now);
-        // Also where nothing new became durable on enough: it may have been what was kept for the
-        // last to follow that had no room for more.
-        self.release_history();
-        self.offer_room(now);
         self.leveled(now);
         self.consider_join(now, link);
     }

@@ -325,7 +325,20 @@ impl Watch {
 
     /// Whether this volume is held.
     pub fn holds(&self, volume: &str) -> bool {
-        self.held.iter().any(|h| h.volume == volume)
+        self.reign(volume).is_some()
+    }
+
+    /// The reign that this volume is held in.
+    pub fn reign(&self, volume: &str) -> Option<Generation> {
+        let held = self.held.iter().find(|h| h.volume == volume);
+        held.map(|h| h.generation)
+    }
+
+    /// How long the lease of a reign still runs at `now`; nothing if it does not.
+    pub fn left(&self, volume: &str, reign: Generation, now: BootMs) -> Option<Duration> {
+        let lease = self.leases.iter().find(|l| l.volume == volume)?;
+        let left = lease.until.checked_sub(now).filter(|left| *left > 0)?;
+        (self.reign(volume) == Some(reign)).then_some(Duration::from_millis(left))
     }
 
     /// Lets go of connections that have ended in order.

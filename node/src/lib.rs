@@ -16,6 +16,7 @@
 //! Safety lies beneath, in the members' promises (invariants 1 and 2): whatever is decided here,
 //! two nodes cannot both be acknowledged. What lies here is that service goes on, soon.
 
+mod addresses;
 pub mod agent;
 pub mod child;
 pub mod client;

@@ -389,9 +389,8 @@ impl Worker {
             "the volume is lost; serving no more"
         );
         if let Some(stack) = self.stack.take() {
-            stack.abandon();
+            stack.abandon(|| self.unguard());
         }
-        self.unguard();
         self.by_use = false;
         self.view(|v| {
             v.trouble = Some(why);
@@ -548,7 +547,7 @@ impl Worker {
             volume: self.name.clone(),
             id: self.id,
             generation,
-            service: config.service.clone(),
+            service: network::wanted(config).cloned(),
         };
         // In this order: a pause in between makes the lease seem shorter, never longer.
         let before = guard::now();
@@ -565,13 +564,8 @@ impl Worker {
             guard: Arc::clone(node.guard()),
             recorder: Arc::clone(node.recorder()),
         };
-        match Stack::start(config, volume, clients, around, &mut timeline) {
-            Ok(stack) => Ok((stack, timeline.done(node.name(), kind, generation.number))),
-            Err(e) => {
-                node.guard().ended(&self.name);
-                Err(e)
-            }
-        }
+        let stack = Stack::start(config, volume, clients, around, &mut timeline)?;
+        Ok((stack, timeline.done(node.name(), kind, generation.number)))
     }
 
     fn take_from(&self, node: &Arc<Node>, holder: &str) -> Result<Vec<SocketAddr>> {
@@ -651,8 +645,10 @@ impl Worker {
             };
         };
         self.stand(Standing::Demoting);
-        let (clients, ended) = stack.end();
-        self.unguard();
+        // The parent is told before the lease is handed back, or it would bring back an address
+        // that had gone with a lapse, beside the successor's. Where the address stays it is not
+        // told, and takes it away when the lease has run out.
+        let (clients, ended) = stack.end(|| self.unguard());
         self.by_use = false;
         self.view(|v| {
             v.active = None;

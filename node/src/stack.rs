@@ -92,6 +92,7 @@ impl Stack {
         let fs = match open_fs(&shared) {
             Ok(fs) => fs,
             Err(e) => {
+                around.guard.ended(&config.name);
                 // Whoever tries next need not wait for a lease.
                 let _ = volume.hand_back();
                 return Err(e);
@@ -105,10 +106,11 @@ impl Stack {
             fs,
             volume,
         };
+        let guard = Arc::clone(&around.guard);
         match stack.open_doors(config, clients, around, timeline) {
             Ok(()) => Ok(stack),
             Err(e) => {
-                let (_, ended) = stack.end();
+                let (_, ended) = stack.end(|| guard.ended(&config.name));
                 if let Err(error) = ended {
                     tracing::warn!(%error, "undoing a promotion");
                 }
@@ -287,10 +289,14 @@ impl Stack {
     }
 
     /// Ends it in order: what was answered is durable, the lease is handed back. Returns the
-    /// clients that were connected.
-    pub fn end(mut self) -> (Vec<SocketAddr>, Result<()>) {
+    /// clients that were connected. `gone` is called when its address is not here any more, and not
+    /// at all if that cannot be brought about.
+    pub fn end(mut self, gone: impl FnOnce()) -> (Vec<SocketAddr>, Result<()>) {
         let mut timeline = Timeline::begin();
         let hidden = self.close_doors();
+        if hidden.is_ok() {
+            gone();
+        }
         timeline.mark("address gone");
         let clients = self.clients();
         self.fs.hurry();
@@ -325,10 +331,12 @@ impl Stack {
         }
     }
 
-    /// Ends it because the volume is lost: nothing can be written any more.
-    pub fn abandon(mut self) {
-        if let Err(error) = self.close_doors() {
-            tracing::error!(%error, "the service address stays; remove it by hand");
+    /// Ends it because the volume is lost: nothing can be written any more. `gone` as in
+    /// [`Stack::end`].
+    pub fn abandon(mut self, gone: impl FnOnce()) {
+        match self.close_doors() {
+            Ok(()) => gone(),
+            Err(error) => tracing::error!(%error, "the service address stays"),
         }
         drop(self.nfs.take());
         self.unmount();

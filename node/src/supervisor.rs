@@ -11,7 +11,6 @@
 //!
 //! This process holds no data and reads nothing from the network but answers of nodes.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -22,10 +21,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use trivet_transport::Security;
 
+use crate::addresses::Addresses;
 use crate::client;
 use crate::config::Config;
 use crate::error::{NodeError, Result};
-use crate::guard::{Heard, Held, Watch, now};
+use crate::guard::{Heard, Held, Watch};
 use crate::messages::{Answer, Ask};
 use crate::net::ServiceNet;
 
@@ -37,10 +37,8 @@ const HAND_BACK: Duration = Duration::from_millis(800);
 const END: Duration = Duration::from_secs(60);
 /// Between a death and the next start: the first time, and at most.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(10));
-/// Between two attempts to bring an address back.
-const RETRY: Duration = Duration::from_secs(1);
 /// Words of a daemon that are still read after its end, at most.
-const LAST_WORDS: usize = 1000;
+pub(crate) const LAST_WORDS: usize = 1000;
 /// A daemon that ends by itself within this time of its start has said why, and would again.
 const START: Duration = Duration::from_secs(3);
 /// A daemon that lived this long was not ill from the start.
@@ -97,12 +95,10 @@ fn start(mut command: Command, theirs: OwnedFd) -> Result<Child> {
 
 /// Until the daemon has ended and was reaped.
 fn attend(child: &mut Child, watch: &mut Watch, stop: &AtomicBool) -> Result<ExitStatus> {
-    let mut shown = BTreeMap::new();
-    let ended = attend_with(child, watch, stop, &mut shown);
+    let mut addresses = Addresses::default();
+    let ended = attend_with(child, watch, stop, &mut addresses);
     // Also ends their announcements, which must not go on beside a successor's.
-    for (volume, given) in &shown {
-        hide(volume, &given.net);
-    }
+    addresses.take_away();
     ended
 }
 
@@ -110,7 +106,7 @@ fn attend_with(
     child: &mut Child,
     watch: &mut Watch,
     stop: &AtomicBool,
-    shown: &mut BTreeMap<String, Given>,
+    addresses: &mut Addresses,
 ) -> Result<ExitStatus> {
     let mut asked: Option<Instant> = None;
     loop {
@@ -124,7 +120,7 @@ fn attend_with(
         if heard == Heard::Ended {
             return child.wait().map_err(NodeError::Thread);
         }
-        follow_leases(watch, shown);
+        addresses.follow(watch);
         if let Some(status) = child.try_wait().map_err(NodeError::Thread)? {
             // Its last words may still be unread.
             for _ in 0..LAST_WORDS {
@@ -151,65 +147,6 @@ fn attend_with(
             _ => {}
         }
     }
-}
-
-/// An address that is given back.
-struct Given {
-    net: ServiceNet,
-    /// It is not there yet: when it is tried again.
-    again: Option<Instant>,
-}
-
-impl Given {
-    /// The clients' connections are alive: nobody has to be told but the neighbours.
-    fn try_it(&mut self, volume: &str) {
-        let first = self.again.is_none();
-        match self.net.show_again() {
-            Ok(()) if first => self.again = None,
-            Ok(()) => {
-                tracing::info!(volume, "the service address is back");
-                self.again = None;
-            }
-            Err(error) => {
-                if first {
-                    tracing::error!(
-                        volume, %error, "the service address does not come back; tried every {RETRY:?}"
-                    );
-                }
-                self.again = Some(Instant::now() + RETRY);
-            }
-        }
-    }
-}
-
-/// Takes addresses away whose leases have run out, and gives them back. `shown` are those given
-/// back: one whose volume has ended since goes again, whichever of both processes was faster.
-fn follow_leases(watch: &mut Watch, shown: &mut BTreeMap<String, Given>) {
-    let changes = watch.changes(now());
-    for h in &changes.lapsed {
-        let Some(service) = &h.service else { continue };
-        tracing::warn!(volume = h.volume, "the lease has run out: no address");
-        let net = shown.remove(&h.volume).map(|given| given.net);
-        let net = net.unwrap_or_else(|| ServiceNet::new(&h.volume, h.id, service));
-        hide(&h.volume, &net);
-    }
-    for h in &changes.renewed {
-        let Some(service) = &h.service else { continue };
-        tracing::info!(volume = h.volume, "the lease is held again");
-        let net = ServiceNet::new(&h.volume, h.id, service);
-        let mut given = Given { net, again: None };
-        given.try_it(&h.volume);
-        shown.insert(h.volume.clone(), given);
-    }
-    shown.retain(|volume, given| {
-        let holds = watch.holds(volume);
-        if !holds {
-            hide(volume, &given.net);
-        } else if given.again.is_some_and(|at| Instant::now() >= at) {
-            given.try_it(volume);
-        }
-        holds
-    });
 }
 
 /// Whether the address is gone.

@@ -110,6 +110,10 @@ impl ServiceNet {
     fn plug(&self) -> Result<()> {
         let (ns, inside, outside) = (&self.name, &self.inside, &self.outside);
         let in_ns = |args: &[&str]| ip(&[&["-n", ns.as_str()], args].concat());
+        // One that is half made, or in no bridge.
+        if self.has_interface() {
+            ip(&["link", "del", outside])?;
+        }
         // As libvirt and Proxmox have it: a bridge takes the lowest address of its ports for its
         // own, which must not be this one.
         let own = format!("fe:{}", self.address_of_port());
@@ -123,20 +127,31 @@ impl ServiceNet {
         Ok(())
     }
 
-    /// The address comes back, as in [`ServiceNet::show`] without clients. Where it had gone with
-    /// its interface ([`ServiceNet::hide_for_certain`]) that is made anew: the sockets in the
-    /// namespace are bound to the address, not to the interface, and go on.
+    /// The address comes back, without clients that would have to be told. `left` says for how long
+    /// it may be here, and nothing if it may not; it is asked just before and just after. Whether
+    /// it has come.
+    ///
+    /// What is missing is made anew: the interface, with which it may have gone
+    /// ([`ServiceNet::hide_for_certain`]), and its place in the bridge, which may be another one.
+    /// The sockets in the namespace are bound to the address, not to the interface, and go on.
     ///
     /// # Errors
     /// iproute2 fails.
-    pub fn show_again(&self) -> Result<()> {
-        if ip(&["link", "show", "dev", &self.outside]).is_err() {
-            self.plug().inspect_err(|_| {
-                // One that is half made would be taken for whole the next time.
-                let _ = ip(&["link", "del", &self.outside]);
-            })?;
+    pub fn show_again(&self, left: &mut dyn FnMut() -> Option<Duration>) -> Result<bool> {
+        if !self.is_there() {
+            self.plug()?;
         }
-        self.show(Vec::new(), 0)
+        let Some(time) = left() else {
+            return Ok(false);
+        };
+        let shown = self.put_address(PATIENCE.min(time));
+        if shown.is_ok() && left().is_some() {
+            self.announce_from_now_on(Vec::new(), 0)?;
+            return Ok(true);
+        }
+        // Late, or half done.
+        self.hide_for_certain()?;
+        shown.map(|()| false)
     }
 
     /// Whether what [`ServiceNet::prepare`] made is still there; its interface is in the bridge
@@ -160,13 +175,19 @@ impl ServiceNet {
     /// Neither can be done.
     pub fn hide_for_certain(&self) -> Result<()> {
         self.hide().or_else(|error| {
-            if ip(&["link", "show", "dev", &self.outside]).is_err() {
+            if !self.has_interface() {
                 // Without its interface there is no way to the address.
                 return Ok(());
             }
             tracing::warn!(%error, "the service address is taken away with its interface");
             ip(&["link", "del", &self.outside])
         })
+    }
+
+    /// Whether the interface is there; if that cannot be told, it is.
+    fn has_interface(&self) -> bool {
+        let index = nix::net::if_::if_nametoindex(self.outside.as_str());
+        index != Err(nix::errno::Errno::ENODEV)
     }
 
     /// Removes namespace and interface; what is not there is as good.
@@ -181,17 +202,26 @@ impl ServiceNet {
     /// # Errors
     /// iproute2 fails.
     pub fn show(&self, clients: Vec<SocketAddr>, port: u16) -> Result<()> {
+        self.put_address(PATIENCE)?;
+        self.announce_from_now_on(clients, port)
+    }
+
+    fn put_address(&self, patience: Duration) -> Result<()> {
         let (ns, inside) = (self.name.as_str(), self.inside.as_str());
         let address = self.config.address.to_string();
         let mut add = vec!["-n", ns, "addr", "replace", &address, "dev", inside];
         if self.address().is_ipv6() {
             add.push("nodad");
         }
-        ip(&add)?;
+        ip_within(patience, &add)?;
         if let Some(gateway) = self.config.gateway.map(|g| g.to_string()) {
             let route = ["route", "replace", "default", "via", &gateway];
-            ip(&[&["-n", ns], &route[..]].concat())?;
+            ip_within(patience, &[&["-n", ns], &route[..]].concat())?;
         }
+        Ok(())
+    }
+
+    fn announce_from_now_on(&self, clients: Vec<SocketAddr>, port: u16) -> Result<()> {
         self.shown.store(true, Ordering::Release);
         let net = self.clone();
         // Not waited for: it ends by itself after the last announcement.
@@ -277,6 +307,10 @@ fn failed(what: impl std::fmt::Display, why: impl std::fmt::Display) -> NodeErro
 
 /// Runs `ip` with these arguments.
 fn ip(args: &[&str]) -> Result<()> {
+    ip_within(PATIENCE, args)
+}
+
+fn ip_within(patience: Duration, args: &[&str]) -> Result<()> {
     let what = || format!("ip {}", args.join(" "));
     let mut child = Command::new("ip")
         .args(args)
@@ -285,7 +319,7 @@ fn ip(args: &[&str]) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| failed(what(), format_args!("{e}; is iproute2 installed?")))?;
-    let status = end_within(&mut child, PATIENCE).map_err(|e| failed(what(), e))?;
+    let status = end_within(&mut child, patience).map_err(|e| failed(what(), e))?;
     if status.success() {
         return Ok(());
     }

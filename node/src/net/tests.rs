@@ -121,9 +121,9 @@ fn a_client_hears_of_a_takeover() {
     });
 }
 
-/// On a host that was starved, `ip addr flush` did not end in time when the lease had run out, so the
-/// interface was taken away instead. The lease was held again, the address was given to an interface
-/// that was not there, and the volume was active without anybody reaching it, for good.
+/// On a host that was starved, `ip addr flush` did not end in time when the lease had run out, so
+/// the interface was taken away instead. The lease was held again, the address was given to an
+/// interface that was not there, and the volume was active without anybody reaching it, for good.
 #[test]
 fn an_address_that_went_with_its_interface_comes_back() {
     on_a_host("an interface that comes back", || {
@@ -136,11 +136,43 @@ fn an_address_that_went_with_its_interface_comes_back() {
         let (mut served, _) = listener.accept().unwrap();
         run(&format!("ip link del {}", net.outside));
         assert!(net.show(Vec::new(), 0).is_err(), "nothing to be made again");
-        net.show_again().unwrap();
+        let mut lease = || Some(Duration::from_secs(60));
+        assert!(net.show_again(&mut lease).unwrap());
         served.write_all(b"an answer").unwrap();
         let mut answer = [0; 9];
         client.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"an answer");
         TcpStream::connect((net.address(), 2049)).unwrap();
+    });
+}
+
+/// An address came back, seconds late, although the lease had run out again meanwhile.
+#[test]
+fn an_address_comes_back_only_while_the_lease_runs() {
+    on_a_host("an address without a lease", || {
+        let net = net();
+        net.prepare().unwrap();
+        let connects = || TcpStream::connect((net.address(), 2049)).map_err(|e| e.kind());
+        let listener = net.enter(|| TcpListener::bind((net.address(), 2049)));
+        let _listener = listener.unwrap().unwrap();
+        let address = || {
+            let table = net.enter(|| std::fs::read_to_string("/proc/thread-self/net/fib_trie"));
+            table.unwrap().unwrap().contains("10.99.0.10")
+        };
+        assert!(!net.show_again(&mut || None).unwrap(), "none before");
+        assert!(!address());
+        let mut asked = 0;
+        let mut ends = || {
+            asked += 1;
+            (asked == 1).then_some(Duration::from_secs(60))
+        };
+        assert!(!net.show_again(&mut ends).unwrap(), "none afterwards");
+        assert!(!address());
+        // The bridge was made anew, and the interface is in none.
+        run("ip link del br0 && ip link add br0 type bridge");
+        run("ip addr add 10.99.0.1/24 dev br0 && ip link set br0 up");
+        let mut lease = || Some(Duration::from_secs(60));
+        assert!(net.show_again(&mut lease).unwrap());
+        connects().unwrap();
     });
 }

@@ -63,34 +63,38 @@ fn with_reserved_ports(from: SocketAddr, clients: &[SocketAddr]) -> Vec<SocketAd
 /// # Errors
 /// It takes CAP_NET_RAW.
 pub fn tickle(from: SocketAddr, clients: &[SocketAddr]) -> io::Result<()> {
-    let mut socket = None;
+    let mut sender = None;
     for (n, to) in with_reserved_ports(from, clients).into_iter().enumerate() {
         if n % BURST == BURST - 1 {
             // A rate; nothing waits for this thread.
             std::thread::sleep(BREATH);
         }
-        let socket = match &socket {
-            Some(s) => s,
-            None => socket.insert(sender(from)?),
+        // A socket for each address, which does not wait: what is sent to a host that is not there
+        // stays with the socket until the host is given up, and would hold up the others.
+        let socket = match &sender {
+            Some((ip, socket)) if *ip == to.ip() => socket,
+            _ => &sender.insert((to.ip(), raw_socket(from)?)).1,
         };
-        // One that cannot be reached does not keep the others from being told.
+        // One that cannot be reached is not told.
         let _ = send(socket, from, to);
     }
     Ok(())
 }
 
 /// What sends segments of our own making.
-fn sender(from: SocketAddr) -> io::Result<Socket> {
-    match from {
+fn raw_socket(from: SocketAddr) -> io::Result<Socket> {
+    let socket = match from {
         // IPPROTO_RAW: the header is in what is sent.
-        SocketAddr::V4(_) => Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))),
+        SocketAddr::V4(_) => Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255)))?,
         // The kernel makes the header; it is told the source by the socket's own address.
         SocketAddr::V6(_) => {
             let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::TCP))?;
             socket.bind(&SocketAddr::new(from.ip(), 0).into())?;
-            Ok(socket)
+            socket
         }
-    }
+    };
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 fn send(socket: &Socket, from: SocketAddr, mut to: SocketAddr) -> io::Result<()> {

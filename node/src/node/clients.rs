@@ -17,8 +17,8 @@ use crate::error::{NodeError, Result};
 use crate::known::Known;
 
 const FILE: &str = "clients.json";
-/// Bytes of the file, at most.
-const MAX_FILE: u64 = 1 << 20;
+/// Bytes of the file, at most: more than 256 addresses of each of 256 volumes take.
+const MAX_FILE: u64 = 4 << 20;
 
 /// What the file holds.
 pub(super) type Addresses = BTreeMap<VolumeId, Vec<IpAddr>>;

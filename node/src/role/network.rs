@@ -23,7 +23,8 @@ pub struct Network {
     said: Option<String>,
 }
 
-fn wanted(config: &VolumeConfig) -> Option<&ServiceConfig> {
+/// The service address that there shall be where the volume is active: an export's.
+pub(super) fn wanted(config: &VolumeConfig) -> Option<&ServiceConfig> {
     config
         .service
         .as_ref()

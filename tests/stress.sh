@@ -46,6 +46,24 @@ fio_job durable --rw=randwrite --bs=4k --direct=1 --sync=dsync --ioengine=psync 
 fio_job mapped --rw=randrw --bs=4k --ioengine=mmap --fsync=64
 say "fio read back what it wrote"
 
+# What is read through the page cache while somebody writes past it by io_submit must not stay
+# there: an image copied after its guest had ended would be an older one in places.
+shared=$mnt/shared
+dd if=/dev/zero of="$shared" bs=640k count=1 status=none
+for round in $(seq 8); do
+  for _ in 1 2 3; do
+    (while [ ! -e "$work/enough" ]; do cat "$shared" >/dev/null; done) &
+  done
+  timeout 60 fio --name=shared --filename="$shared" --rw=write --bs=640k --size=640k --direct=1 \
+    --ioengine=libaio --time_based --runtime=1 --refill_buffers --output="$work/fio"
+  touch "$work/enough"
+  while [ "$(jobs -rp | wc -l)" -gt 1 ]; do wait -n; done
+  rm "$work/enough"
+  cmp "$shared" <(dd if="$shared" iflag=direct bs=640k status=none) ||
+    { say "round $round: the page cache has what was there before"; exit 1; }
+done
+say "what was written past the page cache is read through it"
+
 # --- stress-ng ------------------------------------------------------------------------------------
 # Of its file-system class what works on one directory. Not lockf: it kills a child that waits for a
 # lock of the parent's, and then waits for its end, which no signal can bring about (docs/design.md,

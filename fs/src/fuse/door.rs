@@ -28,7 +28,7 @@ pub(crate) const MAX_BACKGROUND: u16 = 512;
 /// Entries fetched at once for a listing.
 const LIST: usize = 256;
 
-const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits() as i32;
+pub(super) const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits() as i32;
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 const F_RDLCK: i32 = 0;
@@ -81,11 +81,22 @@ impl FuseDoor {
     }
 
     /// How a file is opened: see the head of `fuse`.
-    pub fn open_flags(flags: i32) -> FopenFlags {
-        match flags & O_DIRECT != 0 {
+    pub fn open_file(&self, ino: u64, flags: i32) -> (FileHandle, FopenFlags) {
+        let direct = flags & O_DIRECT != 0;
+        let (handle, keep) = self.handles.open(ino, direct);
+        let how = match direct {
             true => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
-            false => FopenFlags::FOPEN_KEEP_CACHE,
-        }
+            false if keep => FopenFlags::FOPEN_KEEP_CACHE,
+            false => FopenFlags::empty(),
+        };
+        (FileHandle(handle), how)
+    }
+
+    /// Whether a change by `creds` may take set-id bits from a file, of which the kernel has to be
+    /// told: it asks anew for times and size by itself, and would go on with the mode that it has.
+    pub fn kills(&self, creds: &Creds, id: InodeId) -> bool {
+        let set = |attr: Attr| attr.mode & 0o6000 != 0;
+        creds.kill && self.fs.getattr(id).is_ok_and(set)
     }
 
     /// Answers a flush.
@@ -293,7 +304,8 @@ impl Filesystem for FuseDoor {
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let id = or_reply!(reply, self.id(ino));
         held!(self, reply, self.fs.getattr(id));
-        reply.opened(FileHandle(self.handles.open()), Self::open_flags(flags.0));
+        let (handle, open) = self.open_file(ino.0, flags.0);
+        reply.opened(handle, open);
     }
 
     fn read(
@@ -358,7 +370,7 @@ impl Filesystem for FuseDoor {
         reply: ReplyEmpty,
     ) {
         // OFD locks end with their open file; the kernel does not ask for it.
-        let owners = self.handles.close(fh.0);
+        let owners = self.handles.close(ino.0, fh.0);
         if !owners.is_empty() {
             self.release_locks(ino, &owners);
         }
@@ -632,16 +644,13 @@ impl Filesystem for FuseDoor {
             kill: req.uid() != 0,
             ..creds(req)
         };
-        let set = |attr: Attr| attr.mode & 0o6000 != 0;
-        let kills = creds.kill && self.fs.getattr(to.0).is_ok_and(set);
-        let done = held!(
-            self,
-            reply,
-            self.fs.copy_range(self.ctx(&creds), from, to, len)
-        );
+        let kills = self.kills(&creds, to.0);
+        let done = self.fs.copy_range(self.ctx(&creds), from, to, len);
+        // Also if it failed half way; and the lease is looked at afterwards (invariant 2).
         if kills {
             self.notify.attr(to.0);
         }
+        let done = held!(self, reply, done);
         reply.written(done.value as u32);
     }
 }

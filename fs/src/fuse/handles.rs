@@ -18,6 +18,10 @@ const SHARDS: usize = 16;
 struct Known {
     generation: u64,
     lookups: u64,
+    /// How many have it open through the page cache.
+    buffered: u64,
+    /// It was written past the page cache since the kernel last dropped its pages.
+    bypassed: bool,
 }
 
 /// An open file that has taken locks: their owners, to be released with it.
@@ -44,7 +48,7 @@ impl Handles {
             fs,
             known: (0..SHARDS).map(|_| Mutex::default()).collect(),
             open: Mutex::default(),
-            next: AtomicU64::new(1),
+            next: AtomicU64::new(2),
         }
     }
 
@@ -101,6 +105,8 @@ impl Handles {
                 Known {
                     generation: attr.id.generation,
                     lookups: 1,
+                    buffered: 0,
+                    bypassed: false,
                 },
             );
         }
@@ -130,6 +136,16 @@ impl Handles {
         }
     }
 
+    /// It was written past the page cache; whether somebody has it open through it.
+    pub fn bypassed(&self, ino: u64) -> bool {
+        let mut shard = self.shard(ino);
+        let known = shard.get_mut(&ino);
+        known.is_some_and(|k| {
+            k.bypassed = true;
+            k.buffered > 0
+        })
+    }
+
     /// Forgets everything: the mount has ended.
     pub fn clear(&self) {
         for shard in &self.known {
@@ -144,9 +160,20 @@ impl Handles {
         lock(&self.open).clear();
     }
 
-    /// A new file handle.
-    pub fn open(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
+    /// A new file handle, and whether the kernel may keep the pages that it has of the file.
+    /// `direct` is how it was opened, which the handle says for as long as it lives: the flag of
+    /// the open file may change (`fcntl`).
+    pub fn open(&self, ino: u64, direct: bool) -> (u64, bool) {
+        let handle = self.next.fetch_add(2, Ordering::Relaxed) | u64::from(direct);
+        let mut shard = self.shard(ino);
+        let keep = match shard.get_mut(&ino) {
+            Some(k) if !direct => {
+                k.buffered += 1;
+                !std::mem::take(&mut k.bypassed)
+            }
+            _ => false,
+        };
+        (handle, keep)
     }
 
     /// Notes that locks were taken through a handle.
@@ -159,7 +186,12 @@ impl Handles {
     }
 
     /// Closes a handle; returns the owners of locks taken through it.
-    pub fn close(&self, handle: u64) -> Vec<u64> {
+    pub fn close(&self, ino: u64, handle: u64) -> Vec<u64> {
+        if handle & 1 == 0
+            && let Some(k) = self.shard(ino).get_mut(&ino)
+        {
+            k.buffered = k.buffered.saturating_sub(1);
+        }
         lock(&self.open)
             .remove(&handle)
             .map_or(Vec::new(), |o| o.owners)

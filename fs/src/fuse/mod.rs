@@ -9,9 +9,9 @@
 //!   takes them back first, from a thread of its own (`notify`), never from a request's.
 //! - A file opened with `O_DIRECT` bypasses the page cache wholly, so that its writes run side by
 //!   side. The kernel drops its pages of the range before such a write, and (6.18) after a call
-//!   that waits for it, but not when one given by `io_submit` or io_uring ends: who reads the same
-//!   file through the page cache meanwhile may keep what was there before (generic/451 of
-//!   xfstests).
+//!   that waits for it, but not when one given by `io_submit` or io_uring ends: what was read
+//!   through the page cache meanwhile would stay there. So we have the range dropped before the
+//!   answer where somebody has the file open that way, and all of it at the next opening.
 //! - Set-id bits are cleared here (`HANDLE_KILLPRIV_V2`): else the kernel would ask for
 //!   `security.capability` before each write.
 //! - `flock` locks are the kernel's own, local to the mount: the request does not tell them from

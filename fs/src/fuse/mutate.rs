@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fuser::*;
 
 use super::convert::{creds, creds_with_groups, errno, file_attr, set_time, unpack_rdev};
-use super::door::{FuseDoor, held, or_reply};
+use super::door::{FuseDoor, O_DIRECT, held, or_reply};
 use super::gate::Gate;
 use super::notify::Notify;
 use super::{FUSE_DOOR, TTL};
@@ -77,12 +77,21 @@ impl Write {
         let ctx = Ctx::by(&self.creds, FUSE_DOOR);
         let done = self.fs.write(ctx, self.id, self.offset, self.data);
         let done = or_reply!(reply, gate.pass(done));
-        self.notify.mode_of(self.id, &done.value);
+        let mode = done.value.before.mode != done.value.after.mode;
+        let (notify, id, offset) = (self.notify, self.id, self.offset);
+        let direct = self.flags & O_DIRECT != 0;
         let answer: FlushCallback = Box::new(move |r: FsResult<()>| {
-            gate.then(move |held| match held.and(r) {
-                Ok(()) => reply.written(len),
-                Err(e) => reply.error(errno(&e)),
-            });
+            let answer = move || {
+                gate.then(move |held| match held.and(r) {
+                    Ok(()) => reply.written(len),
+                    Err(e) => reply.error(errno(&e)),
+                });
+            };
+            match direct {
+                true => notify.bypassed(id, offset, u64::from(len), mode, answer),
+                false if mode => notify.then(id, None, answer),
+                false => answer(),
+            }
         });
         match self.flags {
             f if f & O_SYNC == O_SYNC => self.fs.fsync_then(self.id, false, answer),
@@ -196,9 +205,8 @@ impl FuseDoor {
         );
         let attr = made.value.attr;
         let attr = held!(self, reply, self.handles.told(&attr));
-        let handle = FileHandle(self.handles.open());
+        let (handle, open) = self.open_file(attr.id.ino.0, flags);
         let generation = Generation(attr.id.generation);
-        let open = Self::open_flags(flags);
         let ttl = self.notify.name_ttl();
         reply.created(&ttl, &file_attr(&attr), generation, handle, open);
     }
@@ -353,9 +361,14 @@ impl FuseDoor {
                 ..creds_with_groups(req)
             },
         };
+        let kills = self.kills(&creds, id);
         let ctx = self.ctx(&creds);
-        let done = held!(self, reply, self.fs.fallocate(ctx, id, offset, len, how));
-        self.notify.mode_of(id, &done.value);
+        let done = self.fs.fallocate(ctx, id, offset, len, how);
+        // Also if it failed half way; and the lease is looked at afterwards (invariant 2).
+        if kills {
+            self.notify.attr(id);
+        }
+        held!(self, reply, done);
         reply.ok();
     }
 }

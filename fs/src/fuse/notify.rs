@@ -24,7 +24,7 @@ use fuser::{INodeNo, Notifier};
 
 use super::TTL;
 use super::handles::Handles;
-use crate::api::{Change, Event, InodeId, Watcher};
+use crate::api::{Event, InodeId, Watcher};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Files whose notices are owed one by one.
@@ -127,9 +127,20 @@ struct State {
     round: u64,
     /// Every debt below this number is paid.
     paid: u64,
+    /// To be run when what is owed by now is paid. Bounded by the requests under way.
+    answers: Answers,
     /// Names are not to be cached before this moment.
     distrust: Option<Instant>,
     stopped: bool,
+}
+
+#[derive(Default)]
+struct Answers(Vec<Box<dyn FnOnce() + Send>>);
+
+impl std::fmt::Debug for Answers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} answers", self.0.len())
+    }
 }
 
 /// What happened so far, for status and tests.
@@ -192,17 +203,74 @@ impl Notify {
         self.wait_for_payment(state)
     }
 
-    /// After a request through this door that may have taken set-id bits in passing: the kernel
-    /// asks anew for times and size by itself, and would go on with the mode that it has.
-    pub fn mode_of(&self, id: InodeId, change: &Change) {
-        if change.before.mode != change.after.mode {
-            self.attr(id);
-        }
-    }
-
     /// Takes back what the kernel knows of a file, but for its content.
     pub fn attr(&self, id: InodeId) {
         self.changed(&Event::Inode { id, content: None });
+    }
+
+    /// A range was written past the page cache: `answer` is run when the kernel has dropped what it
+    /// has of it. It does so by itself before such a write, and after one whose writer waits, but
+    /// not after one that was given by `io_submit`: what others had read meanwhile would stay.
+    /// `mode` says whether the file's mode has changed, too.
+    pub fn bypassed(
+        &self,
+        id: InodeId,
+        offset: u64,
+        len: u64,
+        mode: bool,
+        answer: impl FnOnce() + Send + 'static,
+    ) {
+        match self.handles.bypassed(id.ino.0) {
+            true => self.then(id, Some((offset, len)), answer),
+            false if mode => self.then(id, None, answer),
+            false => answer(),
+        }
+    }
+
+    /// `answer` is run when the kernel has dropped what it knows of a file, and of that range of
+    /// its content. The thread of a write must not wait for it: the kernel may wait for requests
+    /// that have yet to be received.
+    pub fn then(
+        &self,
+        id: InodeId,
+        content: Option<(u64, u64)>,
+        answer: impl FnOnce() + Send + 'static,
+    ) {
+        match self.owe(&Event::Inode { id, content }) {
+            Some(mut state) if !state.stopped => {
+                state.answers.0.push(Box::new(answer));
+                self.changed.notify_all();
+            }
+            // The mount has ended, or the kernel has forgotten the file.
+            state => {
+                drop(state);
+                answer();
+            }
+        }
+    }
+
+    /// Owes it, unless the kernel does not know the file: then it has cached nothing.
+    fn owe(&self, event: &Event) -> Option<MutexGuard<'_, State>> {
+        let known = match event {
+            Event::Inode { id, .. } => self.handles.is_known(id.ino.0),
+            Event::Entry { dir, .. } => self.handles.is_known(dir.ino.0),
+        };
+        if !known {
+            return None;
+        }
+        let mut state = self.lock();
+        let before = (state.owed.every_inode, state.owed.every_name);
+        state.owed.owe(event);
+        if state.owed.every_inode && !before.0 {
+            self.counters.every_inode.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!("too many notices owed to the kernel: it forgets all its pages");
+        }
+        if state.owed.every_name && !before.1 {
+            self.counters.every_name.fetch_add(1, Ordering::Relaxed);
+            self.distrust_names(&mut state);
+            tracing::warn!("too many notices owed to the kernel: it believes no name for a while");
+        }
+        Some(state)
     }
 
     /// Waits until all that is owed by now is paid, [`PATIENCE`] at most; whether it is.
@@ -254,7 +322,7 @@ impl Notify {
 
     fn run(&self, notifier: &Notifier) {
         loop {
-            let (debt, round) = {
+            let (debt, round, answers) = {
                 let mut state = self.lock();
                 while state.owed.is_empty() && !state.stopped {
                     state = self
@@ -263,18 +331,22 @@ impl Notify {
                         .unwrap_or_else(PoisonError::into_inner);
                 }
                 if state.stopped {
-                    return;
+                    let answers = std::mem::take(&mut state.answers);
+                    drop(state);
+                    return answers.0.into_iter().for_each(|answer| answer());
                 }
                 state.round += 1;
                 if state.owed.every_name {
                     // Counted from now: what is given out from here on is short-lived already.
                     self.distrust_names(&mut state);
                 }
-                (std::mem::take(&mut state.owed), state.round)
+                let owed = std::mem::take(&mut state.owed);
+                (owed, state.round, std::mem::take(&mut state.answers))
             };
             self.pay(notifier, debt);
             self.lock().paid = round;
             self.changed.notify_all();
+            answers.0.into_iter().for_each(|answer| answer());
         }
     }
 
@@ -298,28 +370,10 @@ impl Notify {
 
 impl Watcher for Notify {
     fn changed(&self, event: &Event) {
-        // What the kernel does not know it has not cached.
-        let known = match event {
-            Event::Inode { id, .. } => self.handles.is_known(id.ino.0),
-            Event::Entry { dir, .. } => self.handles.is_known(dir.ino.0),
-        };
-        if !known {
-            return;
+        if let Some(state) = self.owe(event) {
+            // Late is counted; what is owed stays owed.
+            let _ = self.wait_for_payment(state);
         }
-        let mut state = self.lock();
-        let before = (state.owed.every_inode, state.owed.every_name);
-        state.owed.owe(event);
-        if state.owed.every_inode && !before.0 {
-            self.counters.every_inode.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!("too many notices owed to the kernel: it forgets all its pages");
-        }
-        if state.owed.every_name && !before.1 {
-            self.counters.every_name.fetch_add(1, Ordering::Relaxed);
-            self.distrust_names(&mut state);
-            tracing::warn!("too many notices owed to the kernel: it believes no name for a while");
-        }
-        // Late is counted; what is owed stays owed.
-        let _ = self.wait_for_payment(state);
     }
 }
 

@@ -308,3 +308,35 @@ fn who_waits_for_a_replica_that_lags_goes_on_when_it_has_left_the_set() {
     assert_eq!(w.up.record().unwrap().in_sync.len(), 2);
     goes_on(w);
 }
+
+/// A replica that others were brought back from was removed: what had been asked of it was never
+/// answered, and they were never brought back. (Seed 1826 of the simulation.)
+#[test]
+fn a_resync_whose_source_is_removed_begins_anew() {
+    let set: &[&[(u64, u64)]] = &[&[(1, 9)], &[(1, 9)], &[(1, 9)], &[(1, 9)]];
+    let mut w = World::new(&record(4, &[0, 1, 3]), set);
+    w.fakes[2].data = DataState::Mixed(Seq(1));
+    for i in 0..4 {
+        w.fakes[i].silent = |r| matches!(r, Request::Changed { .. });
+        w.connect(i);
+    }
+    w.activate();
+    w.tick(300);
+    let asked = |w: &World, i: usize| {
+        let kept = w.fakes[i].kept.iter();
+        kept.filter(|k| matches!(k.1, Request::Changed { .. }))
+            .count()
+    };
+    let source = [0, 1, 3].into_iter().find(|i| asked(&w, *i) > 0).unwrap();
+    w.up.remove_member(w.now, id(source as u8)).unwrap();
+    w.pass();
+    w.tick(300);
+    assert_eq!(w.up.record().unwrap().in_sync.len(), 2);
+    let reset = |e: &Effect| matches!(e, Effect::Reset(l) if l.0 == 2);
+    assert!(w.effects.iter().any(reset), "the resync waits for ever");
+    w.lose(2);
+    w.connect(2);
+    w.tick(300);
+    let others = (0..4).filter(|i| *i != source);
+    assert!(others.map(|i| asked(&w, i)).sum::<usize>() > 0);
+}

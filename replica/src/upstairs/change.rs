@@ -247,6 +247,8 @@ impl Upstairs {
             let peer = self.peer_mut(link);
             peer.stream = Stream::Off;
             peer.resync = None;
+            // Nothing that was asked of it for others is answered any more.
+            self.resync_failed(link, "its source is no member any more".into());
         }
     }
 

@@ -140,8 +140,8 @@ impl Host {
         ended(&mut r.outer, "a host")
     }
 
-    /// The same, and of what its disk had not synced about `keep` percent is left: any sectors. What
-    /// was lost, in words.
+    /// The same, and of what its disk had not synced about `keep` percent is left: any sectors.
+    /// What was lost, in words.
     ///
     /// # Errors
     /// Something does not end, or the disk's process does not answer.

@@ -51,6 +51,9 @@ impl Addresses {
                 tracing::info!(volume = h.volume, "the lease is held again");
             }
         }
+        // Of another reign the daemon takes care: what is here is that one's.
+        self.0
+            .retain(|volume, a| watch.reign(volume).is_none_or(|reign| reign == a.reign));
         for (volume, a) in &mut self.0 {
             if a.wanted && !watch.holds(volume) {
                 (a.wanted, a.again) = (false, Some(Instant::now()));
@@ -64,11 +67,9 @@ impl Addresses {
         for (volume, a) in self.0.iter_mut().filter(|(_, a)| a.wanted && due(a)) {
             a.come(volume, watch);
         }
-        // Of another reign the daemon takes care, and one that has gone for good is done.
-        self.0.retain(|volume, a| match watch.reign(volume) {
-            Some(reign) => reign == a.reign,
-            None => a.again.is_some(),
-        });
+        // One that has gone for good is done.
+        self.0
+            .retain(|volume, a| a.again.is_some() || watch.holds(volume));
     }
 
     /// Whether there is an address at all.

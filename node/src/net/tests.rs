@@ -47,6 +47,12 @@ fn net_at(address: &str) -> ServiceNet {
     ServiceNet::new("v", VolumeId::from_bytes([7; 16]), &config)
 }
 
+/// A server inside, bound before the address is there.
+fn listen(net: &ServiceNet) -> TcpListener {
+    let listener = net.enter(|| TcpListener::bind((net.address(), 2049)));
+    listener.unwrap().unwrap()
+}
+
 /// The TCP sockets inside, of whatever state.
 fn sockets(net: &ServiceNet) -> Vec<String> {
     let table = net.enter(|| std::fs::read_to_string("/proc/thread-self/net/tcp"));
@@ -63,8 +69,7 @@ fn nothing_of_an_earlier_reign_answers_for_a_client() {
     on_a_host("a reign's sockets", || {
         let net = net();
         net.prepare().unwrap();
-        let listener = net.enter(|| TcpListener::bind((net.address(), 2049)));
-        let listener = listener.unwrap().unwrap();
+        let listener = listen(&net);
         net.show(Vec::new(), 2049).unwrap();
         let client = TcpStream::connect((net.address(), 2049)).unwrap();
         let (mut served, _) = listener.accept().unwrap();
@@ -85,8 +90,7 @@ fn nothing_of_an_earlier_reign_answers_for_a_client() {
         net.prepare().unwrap();
         assert_eq!(sockets(&net), [""; 0]);
         net.show(Vec::new(), 2049).unwrap();
-        let again = net.enter(|| TcpListener::bind((net.address(), 2049)));
-        let again = again.unwrap().unwrap();
+        let again = listen(&net);
         TcpStream::connect((net.address(), 2049)).unwrap();
         again.accept().unwrap();
         drop(client);
@@ -101,8 +105,7 @@ fn a_client_hears_of_a_takeover() {
         for address in ["10.99.0.10/24", "fd99::10/64"] {
             let net = net_at(address);
             net.prepare().unwrap();
-            let listener = net.enter(|| TcpListener::bind((net.address(), 2049)));
-            let listener = listener.unwrap().unwrap();
+            let listener = listen(&net);
             net.show(Vec::new(), 2049).unwrap();
             let mut client = TcpStream::connect((net.address(), 2049)).unwrap();
             let served = listener.accept().unwrap();
@@ -129,8 +132,7 @@ fn an_address_that_went_with_its_interface_comes_back() {
     on_a_host("an interface that comes back", || {
         let net = net();
         net.prepare().unwrap();
-        let listener = net.enter(|| TcpListener::bind((net.address(), 2049)));
-        let listener = listener.unwrap().unwrap();
+        let listener = listen(&net);
         net.show(Vec::new(), 2049).unwrap();
         let mut client = TcpStream::connect((net.address(), 2049)).unwrap();
         let (mut served, _) = listener.accept().unwrap();
@@ -153,8 +155,7 @@ fn an_address_comes_back_only_while_the_lease_runs() {
         let net = net();
         net.prepare().unwrap();
         let connects = || TcpStream::connect((net.address(), 2049)).map_err(|e| e.kind());
-        let listener = net.enter(|| TcpListener::bind((net.address(), 2049)));
-        let _listener = listener.unwrap().unwrap();
+        let _listener = listen(&net);
         let address = || {
             let table = net.enter(|| std::fs::read_to_string("/proc/thread-self/net/fib_trie"));
             table.unwrap().unwrap().contains("10.99.0.10")
